@@ -1,0 +1,71 @@
+"""Ray for a job: the cluster that RAY_ADDRESS names, or an embedded one, with enough logical CPUs in either case.
+
+Ray Data and Ray Train wait without a word when actors and workers hold every logical CPU, so this is checked first.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # the default, 30 minutes, looks like a hang
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report() blocks for one interval; the default is 2 s
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@contextmanager
+def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> Iterator[None]:
+    """Connect to Ray for the length of a job, or start an embedded one.
+
+    Where Ray runs already in this process (a test session, a demo that chains stages), that one is used and left alone.
+
+    Args:
+        num_cpus_needed: logical CPUs that the job's actors, workers and one reading task hold at once.
+        num_gpus_needed: GPUs likewise.
+        why: what needs them, for the message: "2 train workers and 1 reader".
+
+    Raises:
+        ValueError: the cluster has too few CPUs or GPUs; the message says how many and what to change.
+    """
+    for key, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray  # after the environment is set: Ray reads it at import
+
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if address == "local":
+            # Embedded Ray needs no token: it listens on this machine only and dies with the job.
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, num_cpus_needed),  # logical: a laptop of two cores can train on two workers
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+    try:
+        _check_resources(num_cpus_needed, num_gpus_needed, why)
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_resources(num_cpus: int, num_gpus: int, why: str) -> None:
+    import ray
+
+    resources = ray.cluster_resources()
+    for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
+        found = int(resources.get(kind, 0))
+        if found < needed:
+            raise ValueError(
+                f"this Ray cluster has {found} logical {kind}s and {why} need {needed}; ask for fewer --workers, "
+                f"or start Ray with more (ray start --head --num-{kind.lower()}s={needed})"
+            )

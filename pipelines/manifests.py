@@ -1,0 +1,68 @@
+"""`manifest.json`: written last, so its presence means that the folder is complete."""
+
+import dataclasses
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipelines import storage
+
+MANIFEST = "manifest.json"
+
+
+@cache
+def code_commit() -> str:
+    """The commit of this code, with `-dirty` where tracked files differ from it, or `unknown` outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def write_manifest(folder: str, *, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Complete an artifact folder: write its manifest, all-or-nothing, and return it.
+
+    Args:
+        folder: URI of the artifact folder.
+        kind: what the folder holds: `prepared_dataset`, `label_pca`, `model`, `evaluation`.
+        content: configuration, input digests and counts; JSON values only.
+    """
+    manifest = {"kind": kind, **content}
+    storage.write_atomic(storage.join(folder, MANIFEST), storage.json_bytes(manifest))
+    return manifest
+
+
+def read_manifest(folder: str, *, kind: str) -> dict[str, Any]:
+    """Read the manifest of a complete artifact folder.
+
+    Raises:
+        ValueError: there is no manifest (missing, or the stage that writes it has not finished), or it is of another kind.
+    """
+    uri = storage.join(folder, MANIFEST)
+    try:
+        manifest: dict[str, Any] = storage.read_json(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        stage = {"prepared_dataset": "prepare", "label_pca": "fit_label_pca", "model": "train", "evaluation": "evaluate"}
+        raise ValueError(
+            f"{folder!r} holds no {MANIFEST}, so it is not a finished {kind}; "
+            f"check the path, or run (again) jobs/{stage.get(kind, kind)}.py, which writes it last"
+        ) from None
+    if manifest.get("kind") != kind:
+        raise ValueError(f"{folder!r} is a {manifest.get('kind')!r}, expected a {kind!r}; check the path")
+    return manifest
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value or a config dataclass, independent of key order."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return storage.sha256(storage.json_bytes(value))

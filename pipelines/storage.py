@@ -1,0 +1,173 @@
+"""Files behind URIs, the same for a folder, `s3://` and whatever else fsspec opens.
+
+Two writes exist, both all-or-nothing: `write_atomic` replaces, `create_exclusive` refuses to. File systems are created
+per process and lazily, because s3fs does not survive a fork.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import posixpath
+import secrets
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of `uri` and the path inside it; a plain path is a local file."""
+    return fsspec.core.url_to_fs(uri)
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI or local path."""
+    return posixpath.join(uri, *parts)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder lies at `uri`."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file at `uri`.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+    """
+    fs, path = filesystem(uri)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def list_files(uri: str) -> list[str]:
+    """Every file below `uri`, as sorted URIs; empty where the folder is empty or absent."""
+    fs, path = filesystem(uri)
+    if not fs.exists(path):
+        return []
+    fs.invalidate_cache()
+    return sorted(fs.unstrip_protocol(name) if not is_local(fs) else name for name in fs.find(path))
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Whether `fs` is this machine's own file system, where rename and hard links exist."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def write_atomic(uri: str, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    A local file is written beside its place, synced and renamed; an object store's PUT is atomic by itself.
+    """
+    fs, path = filesystem(uri)
+    if not is_local(fs):
+        fs.pipe_file(path, data)
+        return
+    temporary = _write_beside(path, data)
+    os.replace(temporary, path)
+
+
+def create_exclusive(uri: str, data: bytes) -> bool:
+    """Create a file that must not exist yet; of many writers exactly one gets True, the others False.
+
+    Locally a hard link to a finished file, so that the name never shows half a content; on S3 `If-None-Match: *`.
+    """
+    fs, path = filesystem(uri)
+    if not is_local(fs):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    temporary = _write_beside(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def move(source: str, target: str) -> None:
+    """Move one file inside one file system: a rename locally, a copy by the server and a delete on S3. Idempotent.
+
+    Raises:
+        FileNotFoundError: neither source nor target exists.
+    """
+    fs, source_path = filesystem(source)
+    _, target_path = filesystem(target)
+    if not fs.exists(source_path):
+        if fs.exists(target_path):
+            return
+        raise FileNotFoundError(errno.ENOENT, f"neither {source} nor {target} exists", source)
+    if is_local(fs):
+        Path(target_path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source_path, target_path)
+    else:
+        fs.copy(source_path, target_path)
+        fs.rm_file(source_path)
+
+
+def remove_tree(uri: str) -> None:
+    """Remove a folder and all below it; nothing happens where it is absent."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def check_writable(uri: str) -> None:
+    """Prove that this process can write below `uri`, before hours of work depend on it.
+
+    Raises:
+        ValueError: it cannot; the message says why and what to do.
+    """
+    probe = join(uri, f".write-probe-{secrets.token_hex(4)}")
+    try:
+        write_atomic(probe, b"")
+        fs, path = filesystem(probe)
+        fs.rm_file(path)
+    except (OSError, NotADirectoryError) as error:
+        raise ValueError(
+            f"cannot write below {uri!r}: {type(error).__name__}: {error}; "
+            "give a folder or bucket that this user may write to"
+        ) from error
+
+
+def read_json(uri: str) -> Any:
+    """Parse the JSON file at `uri`.
+
+    Raises:
+        FileNotFoundError: nothing lies there.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{uri} is not JSON ({error}); restore it or write the folder again") from error
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON with sorted keys, two spaces, no NaN and one final newline: equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_beside(path: str, data: bytes) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary

@@ -1,0 +1,56 @@
+"""What every network takes and gives back."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationOutput:
+    """What a network returns, in training and in evaluation alike.
+
+    Attributes:
+        logits_NCHW: class scores at the input's size; `softmax(dim=1)` gives probabilities.
+        auxiliary_NCHW: scores of the auxiliary heads at the input's size; the network weighs them in its loss.
+        presence_NC: scores of "this class occurs in the image" (EncNet), or None.
+        low_resolution_NKhw: the code that a data-dependent decoder expands (DUpsampling), or None.
+    """
+
+    logits_NCHW: Tensor
+    auxiliary_NCHW: tuple[Tensor, ...] = ()
+    presence_NC: Tensor | None = None
+    low_resolution_NKhw: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """Named scalar loss terms and their weighted sum.
+
+    Attributes:
+        total: the scalar to call `backward` on.
+        terms: each term before weighting, by name, for the log.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class SegmentationModel(Protocol):
+    """The contract of every entry of `MODELS`; each is an `nn.Module`.
+
+    Attributes:
+        num_classes: C, without the ignored value.
+        backbone: the part that pre-trained weights fill; everything else is "decoder" to the optimiser.
+    """
+
+    num_classes: int
+    backbone: nn.Module
+
+    def __call__(self, images_N3HW: Tensor) -> SegmentationOutput:
+        """Score normalised images of any height and width; padding and cropping are the network's business."""
+        ...
+
+    def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
+        """Loss of `output` against integer labels of the input's size; `IGNORE_INDEX` pixels do not count."""
+        ...

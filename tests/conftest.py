@@ -1,0 +1,60 @@
+"""Session-wide settings and fixtures. Environment variables are set here, before any test module imports Ray or MLflow."""
+
+import os
+
+os.environ.update(
+    RAY_AUTH_MODE="disabled",
+    RAY_USAGE_STATS_ENABLED="0",
+    MLFLOW_DISABLE_TELEMETRY="true",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S="120",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_memory_monitor_refresh_ms="0",  # the monitor counts other programs' memory and kills innocent workers
+    AWS_EC2_METADATA_DISABLED="true",
+    MPLBACKEND="Agg",
+)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One embedded Ray for the whole session, with more logical CPUs than cores: actors + workers + one reader fit."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def camvid_source() -> Path:
+    """The CamVid copy beside the checkout; a user's clone has none."""
+    folder = SHARED / "data" / "camvid"
+    if not folder.is_dir():
+        pytest.skip("CamVid is not beside this checkout (../shared/data/camvid)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights_folder() -> Path:
+    """ImageNet-trained backbones beside the checkout; a user's clone has none."""
+    folder = SHARED / "weights"
+    if not folder.is_dir():
+        pytest.skip("backbone weights are not beside this checkout (../shared/weights)")
+    return folder
