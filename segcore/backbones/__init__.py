@@ -1,0 +1,15 @@
+"""Image classifiers as feature extractors: `BACKBONES`, `build_backbone`, `load_backbone_weights`."""
+
+from segcore.backbones.backbone import Backbone, build_backbone
+from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
+from segcore.backbones.weights import load_backbone_weights
+
+__all__ = [
+    "BACKBONES",
+    "FEATURE_STRIDES",
+    "OUTPUT_STRIDES",
+    "Backbone",
+    "BackboneSpec",
+    "build_backbone",
+    "load_backbone_weights",
+]

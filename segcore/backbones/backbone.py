@@ -1,0 +1,101 @@
+"""A timm classifier that gives its features by stride, at a chosen output stride."""
+
+from typing import cast
+
+import timm
+from timm.models._features import FeatureInfo
+from timm.models.xception_aligned import XceptionAligned, XceptionModule
+from torch import Tensor, nn
+
+from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
+
+
+class Backbone(nn.Module):
+    """Features of one image batch, by nominal stride.
+
+    `backbone(images)[s]` is the output of the last block before the network, as published, leaves stride s: the keys
+    are always 2, 4, 8, 16, 32. At output stride 16 the stage named 32 runs dilated and its map has stride 16; at output
+    stride 8 those named 16 and 32 have stride 8. `feature_strides` has the real ones. A map at stride s of an image
+    with L rows has ceil(L / s) rows.
+
+    The block that lost its stride keeps the previous dilation and only those after it take the new one, so weights mean
+    the same at every output stride: features at 16, subsampled by 2, equal those at 32 (tests hold timm to it). Two
+    kinds of backbone need a word: with "same" padding the subsampling starts at the odd positions of even-sized maps,
+    and squeeze-and-excitation (MobileNetV3) averages over the denser map, so equality holds only up to its gates.
+
+    Source: Chen et al., DeepLabV3, arXiv 1706.05587, section 3.1; slim's `stack_blocks_dense` for the first block.
+
+    Attributes:
+        name: key of `BACKBONES`.
+        output_stride: stride of the coarsest map.
+        channels: channels of each feature.
+        feature_strides: real stride of each feature.
+        size_multiple: 1, or the number of which height and width should be multiples so that the sampling grid does not
+            depend on the size (networks pad to it).
+        body: the timm module; its state dict has timm's names.
+    """
+
+    def __init__(self, name: str, *, output_stride: int, in_channels: int = 3) -> None:
+        super().__init__()
+        spec = backbone_spec(name)
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output stride {output_stride} is not one of {OUTPUT_STRIDES}")
+        self.name = name
+        self.output_stride = output_stride
+        self.feature_strides = {stride: min(stride, output_stride) for stride in FEATURE_STRIDES}
+        self.size_multiple = output_stride if spec.same_padding else 1
+        self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
+        self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
+
+    def forward(self, images_NKHW: Tensor) -> dict[int, Tensor]:
+        """Features by nominal stride; images are normalised with the backbone's own mean and std."""
+        if isinstance(self.body, XceptionAligned):
+            return _xception_features(self.body, images_NKHW)
+        features: list[Tensor] = self.body(images_NKHW)
+        return dict(zip(FEATURE_STRIDES, features, strict=True))
+
+
+def build_backbone(name: str, *, output_stride: int, in_channels: int = 3) -> Backbone:
+    """Build a backbone with random weights; nothing is downloaded.
+
+    Raises:
+        ValueError: unknown name (the message lists the known ones) or output stride.
+    """
+    return Backbone(name, output_stride=output_stride, in_channels=in_channels)
+
+
+def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> tuple[nn.Module, list[int]]:
+    """The timm module and the channels of its five features."""
+    if architecture.startswith("xception"):
+        body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, num_classes=0)
+        taps: list[int] = [tap["num_chs"] for tap in cast(XceptionAligned, body).feature_info]
+        return body, [*taps[:3], _modules(body)[-2].in_channels, taps[-1]]
+    body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, features_only=True)
+    channels: list[int] = cast(FeatureInfo, body.feature_info).channels()
+    return body, channels
+
+
+def _xception_features(body: XceptionAligned, images_NKHW: Tensor) -> dict[int, Tensor]:
+    """Features where the papers tap them, which timm's `features_only` cannot give for stride 16.
+
+    2, 4, 8: second separable convolution of entry blocks 1, 2, 3, after its ReLU (4 is DeepLabV3+'s low-level feature;
+    TF takes it before the ReLU). 16: output of the middle flow (DUpsampling's `mfb1u16c3`, there before the sum with
+    the skip). 32: output of the exit flow.
+    """
+    features: dict[int, Tensor] = {}
+    x = body.stem(images_NKHW)
+    blocks = _modules(body)
+    for stride, block in zip((2, 4, 8), blocks[:3], strict=True):
+        x, features[stride] = block.forward_with_tap(x)
+    for block in blocks[3:-2]:
+        x = block(x)
+    features[16] = x
+    for block in blocks[-2:]:
+        x = block(x)
+    features[32] = x
+    return features
+
+
+def _modules(body: nn.Module) -> list[XceptionModule]:
+    """Entry, middle and exit flow, in order."""
+    return [cast(XceptionModule, block) for block in cast(XceptionAligned, body).blocks]

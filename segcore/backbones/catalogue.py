@@ -1,0 +1,86 @@
+"""The backbones that a network can be built on, by name."""
+
+from dataclasses import dataclass
+
+OUTPUT_STRIDES = (8, 16, 32)
+"""Input size / size of the coarsest feature map."""
+
+FEATURE_STRIDES = (2, 4, 8, 16, 32)
+"""Nominal strides of the five stages: names of features, whatever stride a stage really has (see `Backbone`)."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneSpec:
+    """One backbone.
+
+    Attributes:
+        timm_name: architecture and pre-training as timm names them; `timm.create_model(timm_name, pretrained=True)`
+            gives the weights that `mean` and `std` belong to.
+        mean, std: of RGB / 255, per channel: what the pre-trained weights expect.
+        classifier_prefixes: names in timm's state dict that a feature extractor has no place for.
+        same_padding: True where strided convolutions pad as TensorFlow's "same": the phase of the sampling grid then
+            depends on whether the size is even, so networks pad their input to a multiple of the output stride.
+    """
+
+    timm_name: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    classifier_prefixes: tuple[str, ...]
+    same_padding: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """timm's name without the pre-training tag."""
+        return self.timm_name.partition(".")[0]
+
+
+def _resnet(timm_name: str) -> BackboneSpec:
+    return BackboneSpec(timm_name=timm_name, mean=IMAGENET_MEAN, std=IMAGENET_STD, classifier_prefixes=("fc.",))
+
+
+def _xception(timm_name: str) -> BackboneSpec:
+    return BackboneSpec(timm_name=timm_name, mean=HALF, std=HALF, classifier_prefixes=("head.",))
+
+
+def _mobilenet(timm_name: str) -> BackboneSpec:
+    prefixes = ("conv_head.", "bn2.", "classifier.")
+    return BackboneSpec(timm_name=timm_name, mean=IMAGENET_MEAN, std=IMAGENET_STD, classifier_prefixes=prefixes)
+
+
+def _efficientnet_lite(timm_name: str) -> BackboneSpec:
+    prefixes = ("conv_head.", "bn2.", "classifier.")
+    return BackboneSpec(timm_name=timm_name, mean=HALF, std=HALF, classifier_prefixes=prefixes, same_padding=True)
+
+
+BACKBONES: dict[str, BackboneSpec] = {
+    "resnet18": _resnet("resnet18.tv_in1k"),
+    "resnet34": _resnet("resnet34.tv_in1k"),
+    "resnet50": _resnet("resnet50.tv_in1k"),
+    "resnet101": _resnet("resnet101.tv_in1k"),
+    # "deep": three 3x3 stem convolutions (64, 64, 128) in place of the 7x7, the "beta" ResNet of the TF DeepLab code.
+    "resnet50_deep": _resnet("resnet50s.gluon_in1k"),
+    "resnet101_deep": _resnet("resnet101s.gluon_in1k"),
+    "xception41": _xception("xception41.tf_in1k"),
+    "xception65": _xception("xception65.tf_in1k"),
+    "mobilenet_v2": _mobilenet("mobilenetv2_100.ra_in1k"),
+    "mobilenet_v3_small": _mobilenet("mobilenetv3_small_100.lamb_in1k"),
+    "mobilenet_v3_large": _mobilenet("mobilenetv3_large_100.ra_in1k"),
+    "efficientnet_lite0": _efficientnet_lite("tf_efficientnet_lite0.in1k"),
+    "efficientnet_lite1": _efficientnet_lite("tf_efficientnet_lite1.in1k"),
+    "efficientnet_lite2": _efficientnet_lite("tf_efficientnet_lite2.in1k"),
+}
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """The entry of `BACKBONES`.
+
+    Raises:
+        ValueError: no such name; the message lists the known ones.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    return BACKBONES[name]

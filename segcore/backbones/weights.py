@@ -1,0 +1,78 @@
+"""Fill a backbone from a classifier's state dict."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from segcore.backbones.backbone import Backbone
+from segcore.backbones.catalogue import backbone_spec
+
+MOBILENET_V2_REPEATS = (1, 2, 3, 4, 3, 3, 1)
+"""Blocks per stage, table 2 of Sandler et al., arXiv 1801.04381."""
+
+
+def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy pre-trained weights into `backbone`.
+
+    Accepts the state dict of the timm model of the same name (its classifier is left over), and for `mobilenet_v2` also
+    torchvision's names (`features.0.0.weight`). `num_batches_tracked` may be absent.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place in the backbone; nothing is changed then.
+    """
+    given = dict(state_dict)
+    if backbone.name == "mobilenet_v2" and any(name.startswith("features.") for name in given):
+        given = torchvision_mobilenet_v2_to_timm(given)
+    expected = backbone.body.state_dict()
+    leftover = backbone_spec(backbone.name).classifier_prefixes
+    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
+    misshapen = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    unknown = [name for name in given if name not in expected and not name.startswith(leftover)]
+    problems = [
+        f"{len(names)} {problem}: {_shortened(names)}"
+        for problem, names in (("missing", missing), ("of another shape", misshapen), ("without a place", unknown))
+        if names
+    ]
+    if problems:
+        architecture = backbone_spec(backbone.name).architecture
+        raise ValueError(
+            f"state dict does not fit backbone {backbone.name!r}; tensors {'; '.join(problems)}. "
+            f"Give the plain state dict of timm's {architecture!r} (name -> tensor), or choose the backbone "
+            "that it was saved from"
+        )
+    backbone.body.load_state_dict({name: given.get(name, value) for name, value in expected.items()})
+
+
+def _shortened(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown}, ... ({len(names) - 5} more)"
+
+
+def torchvision_mobilenet_v2_to_timm(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename torchvision's `mobilenet_v2` tensors to timm's `mobilenetv2_100`.
+
+    torchvision counts blocks through (`features.1` to `features.17`), timm by stage and block (`blocks.3.2`). Names
+    that are not in the table (the classifier's) stay as they are.
+    """
+    modules = {"features.0.0": "conv_stem", "features.0.1": "bn1", "features.18.0": "conv_head", "features.18.1": "bn2"}
+    index = 1
+    for stage, repeats in enumerate(MOBILENET_V2_REPEATS):
+        for block in range(repeats):
+            theirs = f"features.{index}.conv"
+            # The first block does not expand: depthwise and projection only.
+            parts = (
+                {"0.0": "conv_dw", "0.1": "bn1", "1": "conv_pw", "2": "bn2"}
+                if stage == 0
+                else {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
+            )
+            modules |= {f"{theirs}.{old}": f"blocks.{stage}.{block}.{new}" for old, new in parts.items()}
+            index += 1
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        module, _, leaf = name.rpartition(".")
+        renamed[f"{modules[module]}.{leaf}" if module in modules else name] = tensor
+    return renamed

@@ -1,0 +1,20 @@
+"""Blocks that several networks share."""
+
+from segcore.layers.aspp import ASPP, atrous_rates
+from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
+from segcore.layers.dupsample import DUpsample
+from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
+from segcore.layers.resize import pad_to_multiple, resize
+
+__all__ = [
+    "ASPP",
+    "ConvBnAct",
+    "DUpsample",
+    "SeparableConv",
+    "atrous_rates",
+    "initialise_convolutions",
+    "pad_to_multiple",
+    "resize",
+    "set_batch_norm_momentum",
+    "synchronise_batch_norm",
+]

@@ -1,0 +1,28 @@
+"""Settings of batch normalisation over a whole network."""
+
+import torch
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def set_batch_norm_momentum(model: nn.Module, momentum: float) -> None:
+    """Weight of the newest batch in every running mean and variance (TF's decay d is momentum 1 - d)."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = momentum
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """Replace batch normalisation by its synchronised form (several GPUs; it needs CUDA to train).
+
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` must not be used: timm's EfficientNets and MobileNets hold the
+    activation inside their normalisation layer, and it would be dropped without a word.
+    """
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted
+
+
+def normalises_per_device(layer: nn.Module) -> bool:
+    """True where `layer`, as it stands, takes its statistics from this process's batch alone."""
+    return isinstance(layer, _BatchNorm) and layer.training and not isinstance(layer, torch.nn.SyncBatchNorm)

@@ -1,0 +1,207 @@
+"""Every network obeys `SegmentationModel`."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segcore import IGNORE_INDEX
+from segcore.label_pca import LabelPCA
+from segcore.models import (
+    MODELS,
+    DeepLabV3PlusConfig,
+    DUpsamplingConfig,
+    ModelConfig,
+    SegmentationOutput,
+    build_model,
+    config_from_dict,
+    config_to_dict,
+    needs_label_pca,
+    restore_model,
+)
+from segcore.models.contract import LossTerms
+
+NUM_CLASSES = 5
+
+# Narrow: what is tested here does not depend on the widths.
+CASES: dict[str, ModelConfig] = {
+    "deeplab_v3plus": DeepLabV3PlusConfig(
+        backbone="mobilenet_v3_small", output_stride=16, aspp_channels=16, decoder_channels=16
+    ),
+    "deeplab_v3plus, plain convolutions": DeepLabV3PlusConfig(
+        backbone="resnet18", output_stride=8, aspp_channels=16, decoder_channels=8, separable=False
+    ),
+    "deeplab_v3plus, no decoder": DeepLabV3PlusConfig(
+        backbone="efficientnet_lite0", output_stride=32, aspp_channels=16, low_level_channels=0
+    ),
+    "dupsampling": DUpsamplingConfig(
+        backbone="mobilenet_v3_small", output_stride=16, features=(2, 16), num_components=6, aspp_channels=16
+    ),
+    "dupsampling, same padding": DUpsamplingConfig(
+        backbone="efficientnet_lite0", output_stride=32, features=(4,), num_components=6, aspp_channels=16
+    ),
+    "dupsampling, trained basis": DUpsamplingConfig(
+        backbone="resnet18", output_stride=8, features=(), num_components=6, aspp_channels=16, freeze_basis=False
+    ),
+}
+
+Build = Callable[[ModelConfig], nn.Module]
+
+
+@pytest.fixture
+def build(make_label_pca: Callable[..., LabelPCA]) -> Build:
+    def build_case(config: ModelConfig) -> nn.Module:
+        torch.manual_seed(0)
+        label_pca = None
+        if isinstance(config, DUpsamplingConfig):
+            label_pca = make_label_pca(
+                block_side=config.output_stride, num_classes=NUM_CLASSES, num_components=config.num_components
+            )
+        return build_model(config, NUM_CLASSES, label_pca=label_pca)
+
+    return build_case
+
+
+def batch(height: int = 65, width: int = 97) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, height, width, generator=generator)
+    labels = torch.randint(0, NUM_CLASSES, (2, height, width), generator=generator, dtype=torch.uint8)
+    labels[:, : height // 3] = IGNORE_INDEX
+    return images, labels
+
+
+def test_every_network_has_a_case_here() -> None:
+    assert {str(config_to_dict(config)["network"]) for config in CASES.values()} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_scores_have_the_images_size_in_training_and_evaluation(name: str, build: Build) -> None:
+    model = build(CASES[name])
+    assert model.num_classes == NUM_CLASSES and isinstance(model.backbone, nn.Module)
+    for images in (batch()[0], batch(32, 48)[0]):
+        outputs = [model.train()(images), model.eval()(images)]
+        for output in outputs:
+            assert type(output) is SegmentationOutput
+            assert output.logits_NCHW.shape == (2, NUM_CLASSES, *images.shape[2:])
+            assert output.logits_NCHW.isfinite().all()
+            assert (output.low_resolution_NKhw is None) == (not needs_label_pca(CASES[name]))
+    with torch.no_grad():
+        assert model.eval()(batch()[0][:1]).logits_NCHW.shape == (1, NUM_CLASSES, 65, 97)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loss_reaches_every_trainable_parameter(name: str, build: Build) -> None:
+    """A parameter without a gradient would also stop DistributedDataParallel."""
+    model = build(CASES[name]).train()
+    images, labels = batch()
+    terms = model.loss(model(images), labels)
+    assert type(terms) is LossTerms
+    assert terms.total.shape == () and set(terms.terms) == {"cross_entropy"}
+    terms.total.backward()
+    trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
+    assert frozen == ({"dupsample.weight", "dupsample.bias"} if name in ("dupsampling", CASE_SAME_PADDING) else set())
+    without = [key for key, value in trainable.items() if value.grad is None or not value.grad.isfinite().all()]
+    assert without == []
+    # Under batch normalisation a few gradients are exactly 0 (a residual branch that timm starts at 0).
+    moved = sum(bool(value.grad.any()) for value in trainable.values() if value.grad is not None)
+    assert moved > 0.5 * len(trainable)
+
+
+CASE_SAME_PADDING = "dupsampling, same padding"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) -> None:
+    model = build(CASES[name]).eval()
+    images, labels = batch()
+    with torch.no_grad():
+        output = model(images)
+        valid = labels != IGNORE_INDEX
+        log_probability = output.logits_NCHW.log_softmax(dim=1).movedim(1, 3)[valid]
+        expected = -log_probability.gather(1, labels[valid].long()[:, None]).mean()
+        torch.testing.assert_close(model.loss(output, labels).total, expected)
+        nothing = model.loss(output, torch.full_like(labels, IGNORE_INDEX))
+    assert float(nothing.total) == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_saved_and_restored_networks_agree(name: str, build: Build) -> None:
+    model = build(CASES[name]).train()
+    images, _ = batch()
+    model(images)  # moves the running statistics
+    config = config_from_dict(json.loads(json.dumps(config_to_dict(CASES[name]))))
+    assert config == CASES[name]
+    restored = restore_model(config, NUM_CLASSES, model.state_dict())
+    assert not restored.training
+    with torch.no_grad():
+        assert torch.equal(restored(images).logits_NCHW, model.eval()(images).logits_NCHW)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_and_channels_last_are_safe(name: str, build: Build) -> None:
+    model = build(CASES[name]).eval()
+    images, labels = batch()
+    with torch.no_grad():
+        expected = model(images).logits_NCHW
+        images = images.contiguous(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(model(images).logits_NCHW, expected, rtol=1e-3, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model.train()(images)
+        assert output.logits_NCHW.dtype == torch.bfloat16
+        loss = model.loss(output, labels).total
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    loss.backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
+
+
+def test_state_dicts_of_another_network_are_refused() -> None:
+    config = CASES["deeplab_v3plus"]
+    state = build_model(config, NUM_CLASSES).state_dict()
+    with pytest.raises(
+        ValueError, match=r"(?s)do not fit the network 'deeplab_v3plus' with 6 classes.*classifier.weight"
+    ):
+        restore_model(config, 6, state)
+    state.pop("classifier.bias")
+    with pytest.raises(ValueError, match=r"(?s)with 5 classes.*Missing key.*classifier.bias"):
+        restore_model(config, NUM_CLASSES, state)
+
+
+def test_configs_from_dicts_name_what_they_do_not_know() -> None:
+    with pytest.raises(ValueError, match="unknown network 'unet'; known: deeplab_v3plus, dupsampling"):
+        config_from_dict({"network": "unet"})
+    with pytest.raises(ValueError, match="unknown network None"):
+        config_from_dict({"backbone": "resnet18"})
+    with pytest.raises(ValueError, match=r"unknown field\(s\) depth, width of network 'dupsampling'; known: backbone,"):
+        config_from_dict({"network": "dupsampling", "width": 1, "depth": 2})
+
+
+@pytest.mark.parametrize("config_type", MODELS.values())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "vgg"}, "unknown backbone 'vgg'; known: resnet18"),
+        ({"output_stride": 4}, "output_stride is 4; it must be one of"),
+        ({"aspp_channels": 0}, "aspp_channels is 0; it must be at least 1"),
+        ({"aspp_dropout": 1.0}, "aspp_dropout is 1.0"),
+        ({"batch_norm_momentum": 0.0}, "batch_norm_momentum 0.0"),
+    ],
+)
+def test_configs_refuse_what_cannot_be_built(
+    config_type: type[ModelConfig], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_type(**changes)  # type: ignore[arg-type]
+
+
+def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., LabelPCA]) -> None:
+    with pytest.raises(ValueError, match="needs a label PCA and got none; .*block side 16 and 6 components"):
+        build_model(CASES["dupsampling"], NUM_CLASSES)
+    with pytest.raises(ValueError, match="'deeplab_v3plus' has no use for a label PCA"):
+        label_pca = make_label_pca(block_side=16, num_classes=NUM_CLASSES, num_components=6)
+        build_model(CASES["deeplab_v3plus"], NUM_CLASSES, label_pca=label_pca)
+    with pytest.raises(ValueError, match="num_classes is 255; expected 1 to 254"):
+        build_model(CASES["deeplab_v3plus"], 255)

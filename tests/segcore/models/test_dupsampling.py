@@ -1,0 +1,274 @@
+"""DUpsampling: published costs, and the identities that its decoder rests on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcore import IGNORE_INDEX
+from segcore.cost import count_multiply_adds, count_parameters, module_multiply_adds
+from segcore.label_pca import LabelPCA, project, reconstruct
+from segcore.losses import cross_entropy
+from segcore.models import DUpsampling, DUpsamplingConfig, build_model
+from segcore.models.dupsampling import CODE_SCALES, CodeScale, blank_block_code, block_code
+from segcore.optim import OptimConfig, build_optimiser
+
+CLASSES = 4
+SMALL = DUpsamplingConfig(
+    backbone="mobilenet_v3_small", output_stride=16, features=(4,), num_components=6, aspp_channels=16
+)
+R50 = DUpsamplingConfig(backbone="resnet50_deep", output_stride=16, features=(2, 16), num_components=64)
+X65 = DUpsamplingConfig(backbone="xception65", output_stride=16, features=(16,), num_components=128)
+
+MakeLabelPCA = Callable[..., LabelPCA]
+
+
+def on_meta(config: DUpsamplingConfig, num_classes: int = 21) -> DUpsampling:
+    with torch.device("meta"):
+        return DUpsampling(config, num_classes, blank_block_code(config, num_classes))
+
+
+def small(make_label_pca: MakeLabelPCA, config: DUpsamplingConfig = SMALL, *, centred: bool = False) -> DUpsampling:
+    torch.manual_seed(0)
+    model = build_model(config, CLASSES, label_pca=pca(make_label_pca, centred=centred))
+    assert isinstance(model, DUpsampling)
+    return model
+
+
+def pca(make_label_pca: MakeLabelPCA, *, centred: bool = False) -> LabelPCA:
+    return make_label_pca(block_side=16, num_classes=CLASSES, num_components=6, centred=centred)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "giga_multiply_adds"),
+    [(R50, 27_376_928, 44.70), (replace(R50, features=()), 27_020_352, 44.32), (X65, 41_802_016, 52.26)],
+)
+def test_whole_networks_have_the_specified_size(
+    config: DUpsamplingConfig, parameters: int, giga_multiply_adds: float
+) -> None:
+    model = on_meta(config)
+    count = count_parameters(model)
+    assert count.total == parameters + 1  # the temperature
+    assert count.frozen == 21 * 16 * 16 * (config.num_components + 1)  # basis and bias
+    # The specification's count includes adding the bias, half a multiply-add each: 3 M.
+    assert count_multiply_adds(model, 513, 513) / 1e9 == pytest.approx(giga_multiply_adds, abs=0.008)
+
+
+# Tables 2 and 3 of the paper: decoder only, 2 x multiply-adds, in billions, at 513 x 513.
+@pytest.mark.parametrize(
+    ("config", "published"),
+    [
+        (replace(R50, features=()), 0.80),
+        (replace(R50, features=(2,)), 1.13),
+        (replace(R50, features=(4,)), 1.15),
+        (replace(R50, features=(16,)), 1.23),
+        (replace(R50, features=(4, 16)), 1.58),
+        (replace(R50, features=(2, 16)), 1.56),
+        (replace(X65, features=(4,)), 1.93),
+        (X65, 1.98),
+    ],
+)
+def test_decoder_costs_are_the_papers(config: DUpsamplingConfig, published: float) -> None:
+    model = on_meta(config).eval()
+    encoder = nn.Sequential(model.backbone, Coarsest(), model.aspp)
+    image = torch.empty(1, 3, 513, 513, device="meta")
+    decoder = count_multiply_adds(model, 513, 513) - module_multiply_adds(encoder, image)
+    bias_adds = 33 * 33 * 21 * 16 * 16
+    assert (2 * decoder + bias_adds) / 1e9 == pytest.approx(published, rel=0.01)
+
+
+class Coarsest(nn.Module):
+    """The feature that ASPP reads."""
+
+    def forward(self, features: dict[int, Tensor]) -> Tensor:
+        return features[32]
+
+
+def test_fusion_happens_on_the_coarsest_map_and_the_scores_are_cropped() -> None:
+    output = on_meta(R50).eval()(torch.empty(1, 3, 513, 513, device="meta"))
+    assert output.low_resolution_NKhw is not None
+    assert output.low_resolution_NKhw.shape == (1, 64, 33, 33)
+    assert output.logits_NCHW.shape == (1, 21, 513, 513)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("code_scale", CODE_SCALES)
+def test_scores_are_the_bases_expansion_of_the_code_whatever_its_unit(
+    make_label_pca: MakeLabelPCA, code_scale: CodeScale, centred: bool
+) -> None:
+    label_pca = pca(make_label_pca, centred=centred)
+    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred).eval()
+    with torch.no_grad():
+        output = model(torch.randn(2, 3, 40, 72))
+    code = output.low_resolution_NKhw
+    assert code is not None
+    basis = torch.from_numpy(label_pca.basis_DP).float()
+    scores = torch.einsum("dp,nphw->ndhw", basis, code)
+    if centred:
+        scores = scores + torch.from_numpy(label_pca.mean_D).float()[:, None, None]
+    expected = F.pixel_shuffle(scores, 16)[..., :40, :72] / 0.1
+    torch.testing.assert_close(output.logits_NCHW, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("code_scale", CODE_SCALES)
+def test_codes_of_labels_expand_to_what_the_label_pca_reconstructs(
+    make_label_pca: MakeLabelPCA, code_scale: CodeScale, centred: bool
+) -> None:
+    """Ties the layer's order of rows and columns to `segcore.label_pca`, on a map that is not square."""
+    label_pca = pca(make_label_pca, centred=centred)
+    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred)
+    labels = np.zeros((48, 80), np.uint8)
+    labels[10:, 30:] = 1
+    labels[20:40, 50:] = 2
+    labels[:5] = IGNORE_INDEX
+    code = project(label_pca, labels)
+    with torch.no_grad():
+        scores = model.dupsample(torch.from_numpy(code).float() / model.scale_P[:, None, None])
+    np.testing.assert_allclose(scores.numpy(), reconstruct(label_pca, code), atol=1e-4)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("code_scale", CODE_SCALES)
+def test_the_code_starts_with_the_labels_mean_and_deviation(
+    make_label_pca: MakeLabelPCA, code_scale: CodeScale, centred: bool
+) -> None:
+    label_pca = pca(make_label_pca, centred=centred)
+    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred).train()
+    with torch.no_grad():
+        code = model(torch.randn(8, 3, 64, 64)).low_resolution_NKhw
+    assert code is not None
+    mean = torch.from_numpy(label_pca.basis_DP.T @ label_pca.mean_D).float() * (not centred)
+    second = torch.from_numpy(label_pca.eigenvalues_P / label_pca.num_blocks).float()
+    torch.testing.assert_close(code.mean(dim=(0, 2, 3)), mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(code.square().mean(dim=(0, 2, 3)), second, rtol=2e-2, atol=1e-3)
+
+
+def test_whitened_codes_have_unit_second_moment(make_label_pca: MakeLabelPCA) -> None:
+    label_pca = pca(make_label_pca)
+    units = {scale: block_code(label_pca, replace(SMALL, code_scale=scale), CLASSES).scale_P for scale in CODE_SCALES}
+    assert torch.equal(units["none"], torch.ones(6, dtype=torch.float64))
+    assert torch.equal(units["block"], torch.full((6,), 16.0, dtype=torch.float64))
+    second = torch.from_numpy(label_pca.eigenvalues_P) / label_pca.num_blocks
+    torch.testing.assert_close(second / units["whiten"] ** 2, torch.ones(6, dtype=torch.float64))
+
+
+def test_components_that_the_labels_never_use_stay_in_the_span(make_label_pca: MakeLabelPCA) -> None:
+    label_pca = pca(make_label_pca)
+    eigenvalues = label_pca.eigenvalues_P.copy()
+    eigenvalues[-1] = -1e-12
+    code = block_code(replace(label_pca, eigenvalues_P=eigenvalues), SMALL, CLASSES)
+    assert (code.scale_P > 0).all() and code.deviation_P.isfinite().all()
+
+
+def test_training_moves_the_temperature_and_leaves_the_basis_alone(make_label_pca: MakeLabelPCA) -> None:
+    model = small(make_label_pca).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimiser = build_optimiser(model, OptimConfig(learning_rate=0.01, weight_decay=0.1))
+    images = torch.randn(2, 3, 64, 64)
+    labels = torch.randint(0, CLASSES, (2, 64, 64))
+    for _ in range(3):
+        optimiser.zero_grad()
+        model.loss(model(images), labels).total.backward()
+        assert model.log_temperature.grad is not None and model.log_temperature.grad != 0
+        optimiser.step()
+    assert torch.equal(model.dupsample.weight, before["dupsample.weight"])
+    assert torch.equal(model.dupsample.bias, before["dupsample.bias"])
+    assert float(model.temperature) != pytest.approx(0.1, rel=1e-6)
+    assert float(model.temperature) > 0
+
+
+def test_the_temperature_stays_positive_and_can_be_fixed(make_label_pca: MakeLabelPCA) -> None:
+    model = small(make_label_pca, replace(SMALL, temperature_init=0.25, train_temperature=False))
+    assert float(model.temperature) == pytest.approx(0.25)
+    assert not model.log_temperature.requires_grad
+    with torch.no_grad():
+        model.log_temperature.fill_(-100)
+    assert float(model.temperature) == pytest.approx(1e-3)
+
+
+def test_a_trained_basis_is_the_optimisers(make_label_pca: MakeLabelPCA) -> None:
+    model = small(make_label_pca, replace(SMALL, freeze_basis=False))
+    assert model.dupsample.weight.requires_grad and count_parameters(model).frozen == 0
+
+
+@pytest.mark.parametrize(("classes", "floor"), [(21, 2.123), (19, 2.031), (60, 3.123)])
+def test_perfect_reconstructions_cost_much_without_temperature(classes: int, floor: float) -> None:
+    labels = torch.randint(0, classes, (1, 8, 8))
+    one_hot = F.one_hot(labels, classes).movedim(3, 1).double()
+    loss = float(cross_entropy(one_hot, labels))
+    assert loss == pytest.approx(math.log(math.e + classes - 1) - 1, rel=1e-6)
+    assert loss == pytest.approx(floor, abs=5e-4)
+    assert float(cross_entropy(one_hot / 0.1, labels)) < 3e-3
+
+
+def test_the_temperature_changes_probabilities_and_no_prediction(make_label_pca: MakeLabelPCA) -> None:
+    model = small(make_label_pca).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        sharp = model(images).logits_NCHW
+        temperature = float(model.temperature)
+        model.log_temperature.fill_(0)
+        soft = model(images).logits_NCHW
+        folded = F.pixel_shuffle(
+            F.conv2d(
+                model(images).low_resolution_NKhw / model.scale_P[:, None, None],
+                model.dupsample.weight / temperature,
+                model.dupsample.bias / temperature,
+            ),
+            16,
+        )
+    assert torch.equal(sharp.argmax(dim=1), soft.argmax(dim=1))
+    torch.testing.assert_close(folded.softmax(dim=1), sharp.softmax(dim=1), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(sharp.softmax(dim=1), soft.softmax(dim=1), atol=1e-2)
+
+
+def test_the_network_can_learn_one_image(make_label_pca: MakeLabelPCA) -> None:
+    """Two classes apart by a diagonal, as in the blocks that the basis was fitted on."""
+    model = small(make_label_pca).train()
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    labels = torch.where(rows + columns < 60, 0, 1).expand(2, -1, -1).clone()
+    labels[:, :4] = IGNORE_INDEX
+    images = (labels == 1).float()[:, None].expand(-1, 3, -1, -1) + 0.1 * torch.randn(2, 3, 64, 64)
+    optimiser = build_optimiser(model, OptimConfig(optimiser="adamw", learning_rate=2e-3, decoder_multiplier=5))
+    losses = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = model.loss(model(images), labels).total
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_label_pcas_that_do_not_fit_are_refused(make_label_pca: MakeLabelPCA) -> None:
+    for label_pca, message in (
+        (
+            make_label_pca(block_side=8, num_classes=4, num_components=6),
+            "block side is 8, .* output_stride asks for 16",
+        ),
+        (make_label_pca(block_side=16, num_classes=3, num_components=6), "number of classes is 3, .* asks for 4"),
+        (make_label_pca(block_side=16, num_classes=4, num_components=5), "number of components is 5, .* asks for 6"),
+    ):
+        with pytest.raises(ValueError, match=f"the label PCA's {message}; fit a label PCA with"):
+            build_model(SMALL, CLASSES, label_pca=label_pca)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": (4, 4)}, r"features are \(4, 4\); expected different strides out of"),
+        ({"features": (32,)}, "expected different strides"),
+        ({"num_components": 0}, "num_components is 0"),
+        ({"code_scale": "half"}, "unknown code_scale 'half'; known: none, block, whiten"),
+        ({"temperature_init": 0.001}, "temperature_init is 0.001; it must be above"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DUpsamplingConfig(**changes)  # type: ignore[arg-type]
