@@ -32,9 +32,8 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")  # ray's own deprecations, not the user's
     signal.signal(signal.SIGTERM, _interrupt)
-    config = parse()
     try:
-        result = stage(config)
+        result = stage(parse())  # configs check themselves while they are parsed
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -35,6 +35,9 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
     for key, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray  # after the environment is set: Ray reads it at import
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # only now: its import sets DEBUG and opens a console
 
     started = not ray.is_initialized()
     if started:
@@ -46,10 +49,11 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, num_cpus_needed),  # logical: a laptop of two cores can train on two workers
                 include_dashboard=False,
+                log_to_driver=False,  # workers' own lines; errors come as exceptions, progress through the driver
                 logging_level=logging.WARNING,
             )
         else:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         _check_resources(num_cpus_needed, num_gpus_needed, why)
         yield

@@ -17,7 +17,18 @@ def code_commit() -> str:
     root = Path(__file__).resolve().parent.parent
     try:
         described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            # --git-dir: an installed copy must not take the commit of a checkout that happens to lie around it.
+            [
+                "git",
+                "-C",
+                str(root),
+                f"--git-dir={root / '.git'}",
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+                "--exclude=*",
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -45,20 +56,27 @@ def read_manifest(folder: str, *, kind: str) -> dict[str, Any]:
     """Read the manifest of a complete artifact folder.
 
     Raises:
-        ValueError: there is no manifest (missing, or the stage that writes it has not finished), or it is of another kind.
+        ValueError: there is no manifest (the path is wrong, or its stage has not finished), or it is of another kind.
     """
     uri = storage.join(folder, MANIFEST)
     try:
-        manifest: dict[str, Any] = storage.read_json(uri)
+        manifest: Any = storage.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
-        stage = {"prepared_dataset": "prepare", "label_pca": "fit_label_pca", "model": "train", "evaluation": "evaluate"}
+        stage = {
+            "prepared_dataset": "prepare",
+            "label_pca": "fit_label_pca",
+            "model": "train",
+            "evaluation": "evaluate",
+        }
         raise ValueError(
             f"{folder!r} holds no {MANIFEST}, so it is not a finished {kind}; "
             f"check the path, or run (again) jobs/{stage.get(kind, kind)}.py, which writes it last"
         ) from None
-    if manifest.get("kind") != kind:
-        raise ValueError(f"{folder!r} is a {manifest.get('kind')!r}, expected a {kind!r}; check the path")
-    return manifest
+    found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+    if found != kind:
+        raise ValueError(f"{folder!r} is a {found!r}, expected a {kind!r}; check the path")
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def digest(value: Any) -> str:

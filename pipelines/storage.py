@@ -7,9 +7,11 @@ per process and lazily, because s3fs does not survive a fork.
 import errno
 import hashlib
 import json
+import logging
 import os
 import posixpath
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,30 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+UNFINISHED_SUFFIX = ".part"
+CONFLICT_ATTEMPTS = 5
+
+logger = logging.getLogger(__name__)
+
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Return the file system of `uri` and the path inside it; a plain path is a local file."""
-    return fsspec.core.url_to_fs(uri)
+    """Return the file system of `uri` and the path inside it; a plain path is a local file.
+
+    Listings are not cached: other processes write what this one looks for.
+    """
+    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    return fs, str(path)
 
 
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI or local path."""
     return posixpath.join(uri, *parts)
+
+
+def absolute(uri: str) -> str:
+    """A local path from the root, since workers run in other folders; a URI stays as it is, without a final slash."""
+    fs, path = filesystem(uri)
+    return path if is_local(fs) else uri.rstrip("/")
 
 
 def exists(uri: str) -> bool:
@@ -46,12 +63,37 @@ def read_bytes(uri: str) -> bytes:
 
 
 def list_files(uri: str) -> list[str]:
-    """Every file below `uri`, as sorted URIs; empty where the folder is empty or absent."""
+    """Every file below `uri`, as sorted URIs; empty where the folder is empty or absent.
+
+    What a writer that was killed left half written (see `write_atomic`) is not listed.
+    """
     fs, path = filesystem(uri)
     if not fs.exists(path):
         return []
+    names = [name for name in fs.find(path) if not _is_unfinished(name)]
+    if is_local(fs):
+        return sorted(names)
+    return sorted(uri.rstrip("/") + name.removeprefix(path.rstrip("/")) for name in names)
+
+
+def remove_unfinished(uri: str) -> None:
+    """Remove what killed writers left half written below a local folder. A writer that still runs there fails."""
+    fs, path = filesystem(uri)
+    if is_local(fs) and fs.exists(path):  # an object store shows no object before it is complete
+        for name in fs.find(path):
+            if _is_unfinished(name):
+                Path(name).unlink(missing_ok=True)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below `uri`, sorted; empty where it is absent. Costs one listing, not a walk."""
+    fs, path = filesystem(uri)
     fs.invalidate_cache()
-    return sorted(fs.unstrip_protocol(name) if not is_local(fs) else name for name in fs.find(path))
+    try:
+        entries = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return []
+    return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
@@ -70,6 +112,7 @@ def write_atomic(uri: str, data: bytes) -> None:
         return
     temporary = _write_beside(path, data)
     os.replace(temporary, path)
+    _sync_folder(temporary.parent)
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
@@ -79,11 +122,7 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     """
     fs, path = filesystem(uri)
     if not is_local(fs):
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        return _put_new_object(fs, path, data)
     temporary = _write_beside(path, data)
     try:
         os.link(temporary, path)
@@ -91,7 +130,27 @@ def create_exclusive(uri: str, data: bytes) -> bool:
         return False
     finally:
         os.unlink(temporary)
+    _sync_folder(temporary.parent)
     return True
+
+
+def _put_new_object(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
+    for attempt in range(CONFLICT_ATTEMPTS):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            # s3fs knows AWS's own answer; other servers say the same without naming the condition.
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if code in ("PreconditionFailed", "412"):
+                return False
+            if code != "ConditionalRequestConflict" or attempt == CONFLICT_ATTEMPTS - 1:
+                raise
+            time.sleep(0.2 * 2**attempt)  # another writer is at it this moment: S3 asks to try again
+        else:
+            return True
+    raise AssertionError("the last attempt returns or raises")
 
 
 def move(source: str, target: str) -> None:
@@ -132,7 +191,7 @@ def check_writable(uri: str) -> None:
         write_atomic(probe, b"")
         fs, path = filesystem(probe)
         fs.rm_file(path)
-    except (OSError, NotADirectoryError) as error:
+    except Exception as error:  # of an object store: botocore's exceptions are no OSErrors
         raise ValueError(
             f"cannot write below {uri!r}: {type(error).__name__}: {error}; "
             "give a folder or bucket that this user may write to"
@@ -165,9 +224,29 @@ def sha256(data: bytes) -> str:
 def _write_beside(path: str, data: bytes) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}{UNFINISHED_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk, Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
+
+
+def _is_unfinished(path: str) -> bool:
+    name = posixpath.basename(path)
+    return name.startswith(".") and name.endswith(UNFINISHED_SUFFIX)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power cut, so that a manifest is never on disk without the files before it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network and FUSE file systems cannot, and keep names in order themselves
+        logger.debug("cannot sync the folder %s", folder, exc_info=True)
+    finally:
+        os.close(descriptor)

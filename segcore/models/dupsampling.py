@@ -82,7 +82,7 @@ class DUpsamplingConfig:
     freeze_basis: bool = True
     """Keep the label PCA's basis as it is; False trains it on."""
 
-    code_scale: CodeScale = "whiten"
+    code_scale: CodeScale = "block"
     """Unit of the predicted code: label blocks as they are, norm / block side, or each component's root mean square."""
 
     temperature_init: float = 0.1

@@ -1,0 +1,19 @@
+r"""Segment a folder or bucket of images into Parquet tables.
+
+    python jobs/segment.py --images photos --model runs/street/model --tables tables/street
+    ray job submit --working-dir . -- python jobs/segment.py --images s3://cams/2026-11-20/ \
+        --model models:/street@champion --tables s3://lake/street --workers 8 --use-gpu
+
+Reads: every file below --images (hidden and .part files do not count), and a model (folder URI or models:/name@alias).
+Writes: predictions, masks and failures (Parquet, one row per image), snapshots/<n>.json, runs/<run>/page.html; and an
+MLflow run. The same command again continues where it was interrupted, and segments only what is new or changed.
+Takes: start-up of 15 seconds, then what the network takes (150 photos of 0.3 to 1 megapixel on two cores: one minute).
+"""
+
+import tyro
+
+from pipelines import cli
+from pipelines.segment import SegmentConfig, segment
+
+if __name__ == "__main__":
+    cli.main(lambda: tyro.cli(SegmentConfig, description=__doc__), segment)

@@ -1,0 +1,209 @@
+"""The model folder: what `train` leaves and every later stage loads. No pickles.
+
+<folder>/model.safetensors   every parameter and buffer, by the network's own names
+<folder>/config.json         the `ModelCard`: network, class table, normalisation, input policy, origins, scores
+<folder>/manifest.json       written last: SHA-256 of the two, and the folder's digest
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipelines import storage
+from pipelines.manifests import code_commit, digest, read_manifest, write_manifest
+from segcore.models import ModelConfig, config_from_dict, config_to_dict, restore_model
+
+KIND = "model"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputPolicy:
+    """What the network saw in training, so that inference can show it pictures of the same scale.
+
+    Attributes:
+        image_height: rows of a typical training image, before augmentation.
+        image_width: columns of the same.
+        crop_height: rows of a training crop.
+        crop_width: columns of the same.
+    """
+
+    image_height: int
+    image_width: int
+    crop_height: int
+    crop_width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """All that is needed to use a model, beside its weights.
+
+    Attributes:
+        model_config: the network; its backbone's name fixes the architecture, no weights are fetched.
+        class_names: the class table, in the order of the logits' channels.
+        palette: one RGB colour per class, 0..255.
+        mean: of the backbone's input, per RGB channel, in units of 1 (image / 255).
+        std: likewise.
+        dataset_digest: of the prepared dataset that it was trained on.
+        label_pca_digest: of the label PCA that initialised its decoder, or None.
+        recipe: the resolved recipe, as JSON values.
+        scores: validation scores of these weights by metric name, fractions of 1.
+        input_policy: the scale of the pictures that it was trained on.
+    """
+
+    model_config: ModelConfig
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    dataset_digest: str
+    label_pca_digest: str | None
+    recipe: dict[str, Any]
+    scores: dict[str, float]
+    input_policy: InputPolicy
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) != len(self.palette):
+            raise ValueError(
+                f"{len(self.class_names)} class names and {len(self.palette)} colours; give one colour per class"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelBundle:
+    """A loaded model folder.
+
+    Attributes:
+        model: the network, in evaluation mode, on the CPU; it obeys `SegmentationModel`.
+        card: the rest of the folder.
+        digest: SHA-256 over weights and card; two folders with one digest give the same masks.
+        uri: where it was loaded from.
+    """
+
+    model: nn.Module
+    card: ModelCard
+    digest: str
+    uri: str
+
+
+def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
+    """Write a model folder, its manifest last, and return its digest.
+
+    Args:
+        uri: the folder; files of an earlier model there are replaced.
+        model: what `build_model(card.model_config, card.num_classes)` gives, trained; not wrapped in DDP.
+        card: see `ModelCard`.
+    """
+    content = {WEIGHTS_FILE: state_bytes(model.state_dict()), CONFIG_FILE: storage.json_bytes(card_to_dict(card))}
+    for name, data in content.items():
+        storage.write_atomic(storage.join(uri, name), data)
+    files = {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
+    folder_digest = digest(files)
+    write_manifest(uri, kind=KIND, content={"files": files, "digest": folder_digest, "code_commit": code_commit()})
+    return folder_digest
+
+
+def load_model(uri: str) -> ModelBundle:
+    """Load a model folder and prove that it is complete and unchanged.
+
+    Raises:
+        ValueError: there is no manifest, a file is missing or changed, or the weights do not fit the network; the
+            message names the file.
+    """
+    manifest = read_manifest(uri, kind=KIND)
+    content = {name: _read_verified(uri, name, entry["sha256"]) for name, entry in manifest["files"].items()}
+    missing = {WEIGHTS_FILE, CONFIG_FILE} - content.keys()
+    if missing:
+        raise ValueError(f"the manifest of model folder {uri!r} lists no {sorted(missing)[0]}; train or copy it again")
+    card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
+    state = read_state(content[WEIGHTS_FILE], origin=storage.join(uri, WEIGHTS_FILE))
+    model = restore_model(card.model_config, card.num_classes, state)
+    return ModelBundle(model=model, card=card, digest=manifest["digest"], uri=uri)
+
+
+def read_card(uri: str) -> tuple[ModelCard, str]:
+    """Card and digest of a model folder, without reading its weights.
+
+    Raises:
+        ValueError: there is no manifest, or the card is missing or changed.
+    """
+    manifest = read_manifest(uri, kind=KIND)
+    _read_verified(uri, CONFIG_FILE, manifest["files"][CONFIG_FILE]["sha256"])
+    return card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE))), manifest["digest"]
+
+
+def state_bytes(state: dict[str, Tensor]) -> bytes:
+    """Safetensors bytes of a state dict; equal tensors give equal bytes."""
+    # clone: safetensors refuses tensors that share memory (tied weights)
+    data: bytes = safetensors.torch.save(
+        {name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}
+    )
+    return data
+
+
+def read_state(data: bytes, *, origin: str) -> dict[str, Tensor]:
+    """Reverse `state_bytes`.
+
+    Raises:
+        ValueError: the bytes are no safetensors file; the message names `origin`.
+    """
+    try:
+        state: dict[str, Tensor] = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{origin} is not a safetensors file ({error}); restore it or train again") from error
+    return state
+
+
+def card_to_dict(card: ModelCard) -> dict[str, Any]:
+    """The card as JSON values; `card_from_dict` reverses it."""
+    fields = {field.name: getattr(card, field.name) for field in dataclasses.fields(card)}
+    return fields | {
+        "model_config": config_to_dict(card.model_config),
+        "input_policy": dataclasses.asdict(card.input_policy),
+    }
+
+
+def card_from_dict(values: dict[str, Any]) -> ModelCard:
+    """Read a card back from JSON values.
+
+    Raises:
+        ValueError: a field is missing or unknown.
+    """
+    expected = {field.name for field in dataclasses.fields(ModelCard)}
+    if values.keys() != expected:
+        wrong = ", ".join(sorted(values.keys() ^ expected))
+        raise ValueError(f"{CONFIG_FILE} of a model folder misses or adds: {wrong}; it was written by another version")
+    return ModelCard(
+        model_config=config_from_dict(values["model_config"]),
+        class_names=tuple(values["class_names"]),
+        palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+        dataset_digest=values["dataset_digest"],
+        label_pca_digest=values["label_pca_digest"],
+        recipe=values["recipe"],
+        scores=values["scores"],
+        input_policy=InputPolicy(**values["input_policy"]),
+    )
+
+
+def _read_verified(uri: str, name: str, sha256: str) -> bytes:
+    path = storage.join(uri, name)
+    try:
+        data = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"model folder {uri!r} misses {name}, which its manifest lists; copy the whole folder"
+        ) from None
+    if storage.sha256(data) != sha256:
+        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs); restore it or train again")
+    return data

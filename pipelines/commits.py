@@ -1,0 +1,413 @@
+"""How the tables of `segment` grow: every image that a run planned ends in exactly one row, whatever dies on the way.
+
+1. Plan     `runs/<run>/plan.parquet` is created exclusively: the work list, cut into shards, and the run's settings.
+            Runs are numbered, and a run is planned only when all runs before it are published: two jobs that plan at
+            once compete for one number, so no image is planned twice.
+2. Stage    an attempt at a shard writes its files below `_staging/<run>/<shard>/<attempt>/`, never to a final name.
+3. Commit   `runs/<run>/commits/<shard>.json` is created exclusively and names the winning attempt and its files.
+            Any other attempt finds it there, discards its own files and ends.
+4. Promote  the winner's files are moved to `<table>/run_date=<day>/part-<run>-<shard>.parquet`. Idempotent: whoever
+            finds a promotion missing finishes it. What lies below the tables' folders is always committed.
+5. Publish  `snapshots/<n>.json`, created exclusively, lists every live file of every published run.
+6. Resume   read the plan, finish promotions, do the shards that have no commit, publish.
+
+Exactly once holds for rows, not for computing: a shard whose worker dies is computed again. It rests on exclusive
+creation; a store that ignores it (`exclusive_create_works`) keeps the promise for one job at a time.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import storage
+from pipelines.tables import SCHEMA_VERSION, TABLES, Footer, parquet_bytes
+
+logger = logging.getLogger(__name__)
+
+PLAN = pa.schema(
+    [
+        pa.field("work_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("last_modified", pa.timestamp("us")),
+        pa.field("reason", pa.string(), nullable=False),  # why it is to be done: new
+        pa.field("shard", pa.int32(), nullable=False),  # ascending from 0
+    ]
+)
+SETTINGS_KEY = b"segpipe.run"
+ABANDONED = "abandoned"
+STAGING_DAYS = 3.0
+"""Staged files that no commit names are swept after this time: no attempt lives that long."""
+STORE_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """What every shard of a run is computed with, fixed in its plan.
+
+    Attributes:
+        run_id: the run's number, "000001".
+        run_date: UTC day of the plan, "2026-11-20"; the tables' partition.
+        created_at: UTC, ISO 8601.
+        images: the folder or bucket that was listed.
+        model_uri: as resolved, `models:/name/3` or the folder.
+        model_version: of the registered model, or "".
+        model_folder: that every worker can read.
+        model_digest: of that folder.
+        class_names, palette: the model's class table.
+        inference: fields of the `InferenceConfig`.
+        config_digest: of all else that a mask depends on.
+        code_commit: that planned it.
+    """
+
+    run_id: str
+    run_date: str
+    created_at: str
+    images: str
+    model_uri: str
+    model_version: str
+    model_folder: str
+    model_digest: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    inference: dict[str, Any]
+    config_digest: str
+    code_commit: str
+
+    @property
+    def footer(self) -> Footer:
+        return Footer(
+            class_names=self.class_names, palette=self.palette, model_digest=self.model_digest, run_id=self.run_id
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A planned run: its settings and its work list (`PLAN`), ordered by shard."""
+
+    settings: RunSettings
+    plan: pa.Table
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.plan["shard"][-1].as_py()) + 1 if self.plan.num_rows else 0
+
+    def shard_items(self, shards: list[int]) -> list[pa.Table]:
+        """The work list of each of some shards."""
+        shard_of_row = self.plan["shard"].to_numpy()
+        starts = np.searchsorted(shard_of_row, shards, side="left")
+        stops = np.searchsorted(shard_of_row, shards, side="right")
+        return [self.plan.slice(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartFile:
+    """One file of an attempt: where it was staged and where it belongs, both relative to the tables."""
+
+    table: str
+    staged: str
+    path: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardCommit:
+    """What an attempt at a shard made of it; once committed, the shard's result. Tables without rows have no file."""
+
+    run_id: str
+    shard: int
+    attempt: str
+    files: tuple[PartFile, ...]
+
+    def num_rows(self, table: str) -> int:
+        """Rows that this shard adds to `table`."""
+        return sum(file.num_rows for file in self.files if file.table == table)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The tables after some number of published runs; number 0 is the empty beginning.
+
+    Attributes:
+        number: n of `snapshots/<n>.json`.
+        run_ids: every published run.
+        files: every live file, as dicts with table, path, num_rows, num_bytes, sha256 and run_id.
+        class_names, palette: the tables' class table; empty in number 0.
+    """
+
+    number: int
+    run_ids: tuple[str, ...]
+    files: tuple[dict[str, Any], ...]
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+
+
+def run_ids(tables: str) -> list[str]:
+    """Every run that has a plan, oldest first."""
+    names = [name for name in storage.list_folders(storage.join(tables, "runs")) if name.isdigit()]
+    return [name for name in names if storage.exists(_plan_uri(tables, name))]
+
+
+def next_run_id(tables: str) -> str:
+    """The number after the newest run's."""
+    return f"{max(map(int, run_ids(tables)), default=0) + 1:06d}"
+
+
+def create_run(tables: str, run: Run) -> bool:
+    """Write the plan; False where another job has taken the run's number, whose run must then be finished first."""
+    assert run.plan.schema.equals(PLAN), "not a plan"
+    sink = io.BytesIO()
+    settings = json.dumps(dataclasses.asdict(run.settings), sort_keys=True)
+    pq.write_table(run.plan.replace_schema_metadata({SETTINGS_KEY: settings}), sink, compression="zstd")
+    return storage.create_exclusive(_plan_uri(tables, run.settings.run_id), sink.getvalue())
+
+
+def read_run(tables: str, run_id: str) -> Run:
+    """Read a plan back.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    plan = pq.read_table(io.BytesIO(storage.read_bytes(_plan_uri(tables, run_id))))
+    values = json.loads(plan.schema.metadata[SETTINGS_KEY])
+    settings = RunSettings(
+        **values
+        | {"class_names": tuple(values["class_names"]), "palette": tuple(tuple(colour) for colour in values["palette"])}
+    )
+    return Run(settings=settings, plan=plan.replace_schema_metadata(None).cast(PLAN))
+
+
+def stage(
+    tables: str, settings: RunSettings, *, shard: int, planned: list[str], rows: Mapping[str, pa.Table]
+) -> ShardCommit:
+    """Write an attempt's files where nobody looks.
+
+    Args:
+        tables: URI of the tables' folder.
+        settings: of the run.
+        shard: number of the shard.
+        planned: work ids of the shard, each of which must have one prediction with its mask, or one failure.
+        rows: table of each of `TABLES`.
+    """
+    _check_complete(planned, rows)
+    attempt = secrets.token_hex(6)
+    folder = f"_staging/{settings.run_id}/{shard:05d}/{attempt}"
+    files: list[PartFile] = []
+    for name in TABLES:
+        if not rows[name].num_rows:
+            continue
+        data = parquet_bytes(name, rows[name], settings.footer)
+        staged = f"{folder}/{name}.parquet"
+        storage.write_atomic(storage.join(tables, staged), data)
+        files.append(
+            PartFile(
+                table=name,
+                staged=staged,
+                path=f"{name}/run_date={settings.run_date}/part-{settings.run_id}-{shard:05d}.parquet",
+                num_rows=rows[name].num_rows,
+                num_bytes=len(data),
+                sha256=storage.sha256(data),
+            )
+        )
+    return ShardCommit(run_id=settings.run_id, shard=shard, attempt=attempt, files=tuple(files))
+
+
+def commit(tables: str, attempt: ShardCommit) -> ShardCommit:
+    """Make a staged attempt the shard's result, or discard it where there is one; returns the result that stands."""
+    if storage.create_exclusive(_commit_uri(tables, attempt.run_id, attempt.shard), _commit_bytes(attempt)):
+        return attempt
+    winner = read_commit(tables, attempt.run_id, attempt.shard)
+    assert winner is not None
+    if winner.attempt != attempt.attempt:  # equal where the store answered a retried request twice
+        logger.info("shard %d of run %s was committed by another attempt", attempt.shard, attempt.run_id)
+        for file in attempt.files:
+            storage.remove_tree(storage.join(tables, file.staged).rpartition("/")[0])
+    return winner
+
+
+def promote(tables: str, committed: ShardCommit) -> None:
+    """Move a committed shard's files to their places; again and by several processes at once, if it must be."""
+    for file in committed.files:
+        source, target = storage.join(tables, file.staged), storage.join(tables, file.path)
+        try:
+            storage.move(source, target)
+        except FileNotFoundError:  # another process moved it between our look and our move
+            storage.move(source, target)
+
+
+def read_commit(tables: str, run_id: str, shard: int) -> ShardCommit | None:
+    """The result of a shard, or None while it has none."""
+    try:
+        values = storage.read_json(_commit_uri(tables, run_id, shard))
+    except FileNotFoundError:
+        return None
+    return ShardCommit(
+        run_id=values["run_id"],
+        shard=values["shard"],
+        attempt=values["attempt"],
+        files=tuple(PartFile(**file) for file in values["files"]),
+    )
+
+
+def read_commits(tables: str, run_id: str) -> dict[int, ShardCommit]:
+    """Every committed shard of a run."""
+    names = [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(tables, "runs", run_id, "commits"))]
+    shards = sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        found = pool.map(lambda shard: read_commit(tables, run_id, shard), shards)
+        return {committed.shard: committed for committed in found if committed is not None}
+
+
+def abandon(tables: str, run: Run) -> int:
+    """Commit every open shard of a run with no files, and return their number.
+
+    Their images are in no table, so the next run plans them again; a worker that still computes one loses the commit.
+    """
+    num_open = 0
+    for shard in sorted(set(range(run.num_shards)) - read_commits(tables, run.settings.run_id).keys()):
+        empty = ShardCommit(run_id=run.settings.run_id, shard=shard, attempt=ABANDONED, files=())
+        num_open += commit(tables, empty).attempt == ABANDONED
+    return num_open
+
+
+def publish(tables: str, run: Run) -> Snapshot:
+    """Finish the promotions of a run whose shards are all committed, and publish it; idempotent.
+
+    Raises:
+        RuntimeError: a shard has no commit.
+    """
+    run_id = run.settings.run_id
+    commits = read_commits(tables, run_id)
+    missing = set(range(run.num_shards)) - commits.keys()
+    if missing:
+        raise RuntimeError(f"{len(missing)} shards of run {run_id} have no commit, {min(missing)} first; run it again")
+    _promote_missing(tables, run.settings, commits)
+    while True:
+        newest = newest_snapshot(tables)
+        if run_id in newest.run_ids:
+            return newest
+        added = [
+            {"run_id": run_id} | dataclasses.asdict(file) for shard in sorted(commits) for file in commits[shard].files
+        ]
+        for file in added:
+            del file["staged"]
+        snapshot = Snapshot(
+            number=newest.number + 1,
+            run_ids=(*newest.run_ids, run_id),
+            files=(*newest.files, *added),
+            class_names=run.settings.class_names,
+            palette=run.settings.palette,
+        )
+        if storage.create_exclusive(_snapshot_uri(tables, snapshot.number), _snapshot_bytes(snapshot)):
+            return snapshot
+
+
+def newest_snapshot(tables: str) -> Snapshot:
+    """The newest published snapshot; number 0, with nothing in it, before the first."""
+    names = [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(tables, "snapshots"))]
+    numbers = [int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name)]
+    if not numbers:
+        return Snapshot(number=0, run_ids=(), files=(), class_names=(), palette=())
+    values = storage.read_json(_snapshot_uri(tables, max(numbers)))
+    return Snapshot(
+        number=values["number"],
+        run_ids=tuple(values["run_ids"]),
+        files=tuple(values["files"]),
+        class_names=tuple(values["class_names"]),
+        palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
+    )
+
+
+def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
+    """Remove staged files that no commit names and that are old, and old empty folders; returns the files' number."""
+    fs, root = storage.filesystem(storage.join(tables, "_staging"))
+    if not fs.exists(root):
+        return 0
+    limit = time.time() - older_than_days * 86400
+    removed = 0
+    for run_id in storage.list_folders(storage.join(tables, "_staging")):
+        named = {file.staged for each in read_commits(tables, run_id).values() for file in each.files}
+        for path in fs.find(f"{root}/{run_id}"):
+            relative = "_staging/" + path.removeprefix(root).lstrip("/")
+            if relative not in named and fs.modified(path).timestamp() <= limit:
+                fs.rm_file(path)
+                removed += 1
+    if storage.is_local(fs):
+        for folder in sorted(Path(root).rglob("*"), reverse=True):  # deepest first
+            if folder.is_dir() and folder.stat().st_mtime <= limit:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+    return removed
+
+
+def exclusive_create_works(tables: str) -> bool:
+    """Whether the store refuses to create a file that exists; some S3 servers ignore the condition."""
+    probe = storage.join(tables, f".exclusive-probe-{secrets.token_hex(4)}")
+    first = storage.create_exclusive(probe, b"1")
+    second = storage.create_exclusive(probe, b"2")
+    fs, path = storage.filesystem(probe)
+    fs.rm_file(path)
+    return first and not second
+
+
+def _check_complete(planned: list[str], rows: Mapping[str, pa.Table]) -> None:
+    work_ids = {name: Counter(rows[name]["work_id"].to_pylist()) for name in TABLES}
+    assert work_ids["predictions"] == work_ids["masks"], "predictions and masks differ"
+    assert work_ids["predictions"] + work_ids["failures"] == Counter(planned), "not every planned image exactly once"
+
+
+def _promote_missing(tables: str, settings: RunSettings, commits: dict[int, ShardCommit]) -> None:
+    day = f"run_date={settings.run_date}"
+    present = {
+        f"{name}/{day}/{uri.rpartition('/')[2]}"
+        for name in TABLES
+        for uri in storage.list_files(storage.join(tables, name, day))
+    }
+    missing = [each for each in commits.values() if any(file.path not in present for file in each.files)]
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        list(pool.map(lambda committed: promote(tables, committed), missing))
+
+
+def _commit_bytes(attempt: ShardCommit) -> bytes:
+    return storage.json_bytes(dataclasses.asdict(attempt) | {"committed_at": datetime.now(UTC).isoformat()})
+
+
+def _snapshot_bytes(snapshot: Snapshot) -> bytes:
+    totals = {name: sum(file["num_rows"] for file in snapshot.files if file["table"] == name) for name in TABLES}
+    values = dataclasses.asdict(snapshot) | {
+        "schema_version": SCHEMA_VERSION,
+        "num_rows": totals,
+        "created_at": datetime.now(UTC).isoformat(),
+    }
+    return storage.json_bytes(values)
+
+
+def _plan_uri(tables: str, run_id: str) -> str:
+    return storage.join(tables, "runs", run_id, "plan.parquet")
+
+
+def _commit_uri(tables: str, run_id: str, shard: int) -> str:
+    return storage.join(tables, "runs", run_id, "commits", f"{shard:05d}.json")
+
+
+def _snapshot_uri(tables: str, number: int) -> str:
+    return storage.join(tables, "snapshots", f"{number:08d}.json")

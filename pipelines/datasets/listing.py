@@ -1,0 +1,155 @@
+"""What an importer of a public layout hands to `prepare`: a class table, and which files belong together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.images import ImageError
+from segcore import IGNORE_INDEX
+
+MAX_CLASSES = 254
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassTable:
+    """Names and colours of the classes, and how they are stored in this dataset's label files.
+
+    Attributes:
+        names: by class index.
+        palette: 8-bit RGB by class index.
+        values: stored label value of each class.
+        ignore_values: stored values that mean "no label"; they become `IGNORE_INDEX`.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    values: tuple[int, ...]
+    ignore_values: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a table that is one off, twice the same, or too long for 8 bits."""
+        if not 1 <= len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"the class table has {len(self.names)} classes, expected 1 to {MAX_CLASSES}")
+        if len(self.palette) != len(self.names) or len(self.values) != len(self.names):
+            raise ValueError(
+                f"the class table has {len(self.names)} names, {len(self.palette)} colours and {len(self.values)} "
+                "values; give one of each per class"
+            )
+        for what, entries in (("name", self.names), ("label value", (*self.values, *self.ignore_values))):
+            twice = sorted({str(entry) for entry in entries if entries.count(entry) > 1})
+            if twice:
+                raise ValueError(f"the class table has the {what} {', '.join(twice)} twice; each may stand there once")
+        if not all(name.strip() for name in self.names):
+            raise ValueError("the class table has an empty name; name every class")
+        if not all(0 <= value <= 65535 for value in (*self.values, *self.ignore_values)):
+            raise ValueError("the class table has a label value outside 0..65535; labels are 8-bit or 16-bit files")
+        if not all(0 <= level <= 255 for colour in self.palette for level in colour):
+            raise ValueError("the palette has a level outside 0..255; colours are 8-bit red, green, blue")
+
+    def class_indices(self, values_HW: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Stored label values to class indices, `IGNORE_INDEX` where there is no label.
+
+        Raises:
+            ImageError: stage `validate`: a value is in neither `values` nor `ignore_values`.
+        """
+        table = np.full(65536, MAX_CLASSES, dtype=np.uint8)  # MAX_CLASSES: no class has this index
+        table[list(self.ignore_values)] = IGNORE_INDEX
+        table[list(self.values)] = np.arange(len(self.names), dtype=np.uint8)
+        indices_HW = table[values_HW]
+        if (indices_HW == MAX_CLASSES).any():
+            raise ImageError(self._outside(values_HW), "validate")
+        return indices_HW
+
+    def _outside(self, values_HW: NDArray[Any]) -> str:
+        found = [int(value) for value in np.unique(values_HW)]
+        outside = [value for value in found if value not in self.values and value not in self.ignore_values]
+        if found == [0, 255] or found == [255]:
+            return (
+                f"the label holds the values {found} alone, as a black and white mask does, but 255 is not in the "
+                "class table; store class indices (0 and 1), or list 255 under `ignore` if it means 'no label'"
+            )
+        listed = ", ".join(map(str, outside[:8])) + (", ..." if len(outside) > 8 else "")
+        return (
+            f"label value {listed} is outside the class table, which knows {_ranges(self.values)} and ignores "
+            f"{_ranges(self.ignore_values) or 'nothing'}; check the class table, or list the value under `ignore`"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One image and its label: where they are, and what they are called."""
+
+    image_id: str
+    split: str
+    image_uri: str
+    label_uri: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unpaired:
+    """A file that has no partner, found while listing."""
+
+    image_id: str
+    split: str
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetListing:
+    """A dataset before it is read.
+
+    Attributes:
+        name: entry of `DATASETS`.
+        config: what the listing was made from; JSON values only; it is saved with the prepared dataset.
+        class_table: classes and their stored values.
+        samples: every pair; ids are unique.
+        unpaired: files without a partner; they count as failures.
+        read: encoded image and encoded label of a sample; picklable, because it runs in Ray tasks. Raises OSError.
+    """
+
+    name: str
+    config: dict[str, Any]
+    class_table: ClassTable
+    samples: tuple[Sample, ...]
+    read: Callable[[Sample], tuple[bytes, bytes]]
+    unpaired: tuple[Unpaired, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        """Refuse ids that stand twice, since nobody could say later which image is meant."""
+        seen: dict[str, Sample] = {}
+        for sample in self.samples:
+            other = seen.setdefault(sample.image_id, sample)
+            if other is not sample:
+                raise ValueError(
+                    f"two images of {self.name!r} have the id {sample.image_id!r}: {other.image_uri} ({other.split}) "
+                    f"and {sample.image_uri} ({sample.split}); remove or rename one"
+                )
+
+
+def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """Distinct colours: the colour map of PASCAL VOC from entry 1 on (its entry 0 is black, which here means ignored).
+
+    Bit k of a colour's channel c, counted from the top, is bit 3*k + c of the entry's number.
+    """
+    return tuple(
+        (_voc_level(entry, 0), _voc_level(entry, 1), _voc_level(entry, 2)) for entry in range(1, num_classes + 1)
+    )
+
+
+def _voc_level(entry: int, channel: int) -> int:
+    return sum(((entry >> (3 * k + channel)) & 1) << (7 - k) for k in range(8))
+
+
+def _ranges(values: tuple[int, ...]) -> str:
+    """`0..3, 7` for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)

@@ -1,0 +1,317 @@
+"""Evaluate any model on any prepared split: scores, per-image table, confusion matrix, pictures and a page.
+
+The folder that it writes is described in `pipelines.evaluation_report`.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines import storage, tracking
+from pipelines.checkpoints import ModelCard, load_model, read_card
+from pipelines.cluster import ray_cluster
+from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
+from pipelines.progress import progress
+from pipelines.shards import PreparedDataset, open_dataset
+from segcore.inference import InferenceConfig
+from segcore.metrics import scores
+
+logger = logging.getLogger(__name__)
+
+KIND = "evaluation"
+SPLIT_TAG = "segpipe.split"
+TRAIN_RUN_TAG = "segpipe.train_run_id"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """A model, a split, and where the result goes."""
+
+    model: str
+    """Model folder (path or URI), models:/name@alias or models:/name/3."""
+    data: str
+    """Prepared dataset (folder or s3:// URI)."""
+    output: str
+    """Folder or URI for the result."""
+    split: str = "val"
+    """Split to score."""
+    workers: int = 2
+    """Actors, each with the model. The scores do not depend on it."""
+    threads: int = 1
+    """CPU threads of each actor's network; each is one logical CPU of Ray."""
+    batch: int = 1
+    """Images per forward pass, where neighbours have one size; 1 is best on a CPU."""
+    use_gpu: bool = False
+    """One GPU per actor."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """Whole images or sliding window."""
+    examples: int = 3
+    """Pictures of the best, of the median and of the worst images, each."""
+    overwrite: bool = False
+    """Evaluate again where the folder holds a finished evaluation."""
+    experiment: str = "segpipe"
+    """MLflow experiment."""
+    tracking_uri: str | None = None
+    """MLflow server or SQLite file; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; give 1 or more")
+        if self.examples < 0:
+            raise ValueError(f"--examples is {self.examples}; give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateResult:
+    """What a finished evaluation left.
+
+    Attributes:
+        output: the folder.
+        split: that was scored.
+        num_images: in it.
+        scores: as fractions of 1, by name (`mean_iou`, `pixel_accuracy`, `iou/<class>`, ...).
+        speeds: images per second (`network_images_per_second` of one worker, `images_per_second` end to end).
+        run_id: MLflow run.
+    """
+
+    output: str
+    split: str
+    num_images: int
+    scores: dict[str, float]
+    speeds: dict[str, float]
+    run_id: str
+
+    @property
+    def page(self) -> str:
+        """URI of the page."""
+        return storage.join(self.output, "index.html")
+
+    @property
+    def closing_line(self) -> str:
+        return (
+            f"evaluated {self.num_images} images of split {self.split!r}: mIoU {_percent(self.scores, 'mean_iou')}, "
+            f"pixel accuracy {_percent(self.scores, 'pixel_accuracy')}; page {self.page}"
+        )
+
+
+def evaluate(config: EvaluateConfig) -> EvaluateResult:
+    """Score a model on a split, or return the finished evaluation of the same model, data and settings.
+
+    Raises:
+        ValueError: an input is missing or broken; model and dataset have different class tables; the folder holds
+            another evaluation; the cluster is too small; MLflow does not answer.
+    """
+    config = dataclasses.replace(
+        config, data=storage.absolute(config.data), output=storage.absolute(config.output)
+    )  # workers run in other folders
+    tracking.connect(config.tracking_uri)
+    model = tracking.resolve_model(config.model)
+    model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
+    card, model_digest = read_card(model.folder_uri)
+    dataset = open_dataset(config.data)
+    if dataset.splits.get(config.split) is None or not dataset.splits[config.split].num_images:
+        dataset.part_uris(config.split)  # raises where there is no such split, and lists the others
+        raise ValueError(f"split {config.split!r} of {config.data} has no images; choose another")
+    check_class_tables(card, dataset, model=config.model, data=config.data)
+    identity = {
+        "model_digest": model_digest,
+        "dataset_digest": dataset.digest,
+        "split": config.split,
+        "inference": dataclasses.asdict(config.inference),
+    }
+    finished = None if config.overwrite else _finished(config.output, identity)
+    if finished is not None:
+        logger.info("%s holds this evaluation already; give --overwrite to do it again", config.output)
+        return finished
+    storage.check_writable(config.output)
+    _forget(config.output)
+    training = _training_run(config.experiment, model.folder_uri)
+    tags = {
+        tracking.MODEL_FOLDER_TAG: model.folder_uri,
+        tracking.MODEL_DIGEST_TAG: model_digest,
+        tracking.DATASET_DIGEST_TAG: dataset.digest,
+        SPLIT_TAG: config.split,
+        TRAIN_RUN_TAG: training.run_id if training else "",
+    }
+    name = training.name if training else model.folder_uri.rstrip("/").rsplit("/", 1)[-1]
+    parameters = dataclasses.asdict(config) | {"model": model.model_uri}
+    with tracking.tracked_run(
+        experiment=config.experiment, name=f"{name} on {config.split}", job="evaluate", parameters=parameters, tags=tags
+    ) as run:
+        return _evaluate(config, model, dataset, run, identity, name)
+
+
+def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str, data: str) -> None:
+    """Refuse to compare predictions and labels of different class tables.
+
+    Raises:
+        ValueError: names or their order differ; the message shows the first difference.
+    """
+    if card.class_names == dataset.class_names:
+        return
+    detail = f"{len(card.class_names)} classes there and {len(dataset.class_names)} here"
+    for index, (theirs, ours) in enumerate(zip(card.class_names, dataset.class_names, strict=False)):
+        if theirs != ours:
+            detail += f"; class {index} is {theirs!r} there and {ours!r} here"
+            break
+    raise ValueError(
+        f"model {model!r} and dataset {data!r} have different class tables: {detail}; "
+        "give a model that was trained on this class table, or prepare the data with the model's"
+    )
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    model: tracking.ResolvedModel,
+    dataset: PreparedDataset,
+    run: tracking.TrackedRun,
+    identity: dict[str, Any],
+    name: str,
+) -> EvaluateResult:
+    num_images = dataset.splits[config.split].num_images
+    why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
+    gpus = config.workers if config.use_gpu else 0
+    with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, num_gpus_needed=gpus, why=why):
+        # Ray reads its environment at import, and `ray_cluster` has just set it.
+        from pipelines.evaluation_report import draw_examples, scores_by_name, write_report
+        from pipelines.evaluation_scoring import ScoringConfig, score_split
+
+        scoring = ScoringConfig(
+            workers=config.workers,
+            threads=config.threads,
+            batch=config.batch,
+            use_gpu=config.use_gpu,
+            inference=config.inference,
+        )
+        with progress(f"evaluate {name}", total=num_images, unit="images") as advance:
+            result = score_split(dataset, config.split, model_folder=model.folder_uri, config=scoring, advance=advance)
+    examples = draw_examples(
+        dataset,
+        config.split,
+        result,
+        bundle=load_model(model.folder_uri),
+        inference=config.inference,
+        count=config.examples,
+    )
+    measured = {
+        "network_images_per_second": result.network_images_per_second,
+        "images_per_second": result.images_per_second,
+    }
+    speeds = {key: value for key, value in measured.items() if not math.isnan(value)}
+    named = scores_by_name(scores(result.confusion_CC), dataset.class_names)
+    origins = _origins(config, model, dataset, identity, run.run_id)
+    files = write_report(
+        config.output,
+        result,
+        dataset=dataset,
+        split=config.split,
+        title=f"{name} on {config.split}",
+        speeds=speeds,
+        origins=origins,
+        examples=examples,
+    )
+    _log(run, config, named, speeds)
+    content = {
+        "identity": identity,
+        "config": dataclasses.asdict(config),
+        "model_uri": model.model_uri,
+        "model_folder": model.folder_uri,
+        "num_images": num_images,
+        "scores": named,
+        "speeds": speeds,
+        "files": files,
+        "mlflow_run_id": run.run_id,
+        "code_commit": code_commit(),
+    }
+    write_manifest(config.output, kind=KIND, content=content)
+    return _result(config.output, content)
+
+
+def _finished(output: str, identity: dict[str, Any]) -> EvaluateResult | None:
+    """The evaluation that the folder holds, or None.
+
+    Raises:
+        ValueError: it is one of another model, dataset, split or setting.
+    """
+    if not storage.exists(storage.join(output, MANIFEST)):
+        return None
+    manifest = read_manifest(output, kind=KIND)
+    differing = [key for key in identity if digest(manifest["identity"].get(key)) != digest(identity[key])]
+    if differing:
+        found = ", ".join(
+            f"{key} {_short(manifest['identity'].get(key))} (now {_short(identity[key])})" for key in differing
+        )
+        raise ValueError(
+            f"{output!r} holds the evaluation of another {found}; give another --output, or --overwrite to replace it"
+        )
+    return _result(output, manifest)
+
+
+def _forget(output: str) -> None:
+    """Take the manifest of an older evaluation away, so that a half-written folder never looks finished."""
+    uri = storage.join(output, MANIFEST)
+    if storage.exists(uri):
+        fs, path = storage.filesystem(uri)
+        fs.rm_file(path)
+
+
+def _training_run(experiment: str, model_folder: str) -> tracking.RunRecord | None:
+    """The run of this experiment that trained the model, where it did."""
+    with contextlib.suppress(ValueError):  # there is no such experiment yet
+        for run in tracking.find_runs(experiment=experiment, job="train"):
+            if run.tags.get(tracking.MODEL_FOLDER_TAG) == model_folder:
+                return run
+    return None
+
+
+def _origins(
+    config: EvaluateConfig,
+    model: tracking.ResolvedModel,
+    dataset: PreparedDataset,
+    identity: dict[str, Any],
+    run_id: str,
+) -> dict[str, str]:
+    settings = ", ".join(f"{key} {value}" for key, value in identity["inference"].items())
+    return {
+        "model": model.model_uri,
+        "model folder": model.folder_uri,
+        "model digest": identity["model_digest"],
+        "dataset": config.data,
+        "dataset digest": dataset.digest,
+        "split": config.split,
+        "inference": settings,
+        "workers, threads of each, batch": f"{config.workers}, {config.threads}, {config.batch}"
+        + (" on GPUs" if config.use_gpu else " on CPUs"),
+        "MLflow run": run_id,
+        "code commit": code_commit(),
+    }
+
+
+def _log(run: tracking.TrackedRun, config: EvaluateConfig, named: dict[str, float], speeds: dict[str, float]) -> None:
+    run.log_metrics({f"eval/{config.split}/{name}": value for name, value in named.items()})
+    run.log_metrics({f"eval/{name}": value for name, value in speeds.items()})
+    for name in ("scores.json", "confusion.png", "iou.png", "index.html"):
+        run.log_bytes(name, storage.read_bytes(storage.join(config.output, name)))
+
+
+def _result(output: str, manifest: dict[str, Any]) -> EvaluateResult:
+    return EvaluateResult(
+        output=output,
+        split=manifest["identity"]["split"],
+        num_images=manifest["num_images"],
+        scores=manifest["scores"],
+        speeds=manifest["speeds"],
+        run_id=manifest["mlflow_run_id"],
+    )
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def _percent(named: dict[str, float], name: str) -> str:
+    return f"{100 * named[name]:.2f} %" if name in named else "undefined (no labelled pixel)"

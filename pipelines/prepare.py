@@ -1,0 +1,319 @@
+"""Turn a raw dataset into a prepared one: Parquet shards per split, checked pair by pair, and a manifest.
+
+1. List the pairs, put those of a split in an order drawn from a hash of their ids, and cut it into shards. The order is
+   mixed once, here, so that a reader who shuffles shards and a small buffer sees mixed batches though videos were
+   listed frame by frame; and it depends on ids alone, not on how a folder happens to be listed.
+2. One Ray task per shard writes a part and then its record (`pipelines.prepare_shard`). A run that was killed is
+   continued by the same command: shards with a record and an intact part are skipped.
+3. Integer statistics are merged, `failures.parquet` and last `manifest.json` are written.
+
+Output is byte-identical for any number of workers and any number of interruptions.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Annotated, Any
+
+import tyro
+
+from pipelines import manifests, storage
+from pipelines.cluster import ray_cluster
+from pipelines.datasets import DatasetListing, Sample, list_dataset
+from pipelines.datasets.camvid import CamVidConfig
+from pipelines.datasets.folder import FolderConfig
+from pipelines.datasets.scenes import ScenesConfig
+from pipelines.prepare_shard import PROGRESS_FOLDER, Shard, ShardJob, ShardRecord, Statistics, prepare_shard
+from pipelines.progress import progress
+from pipelines.shards import FORMAT_VERSION, KIND, SHARD_FAILURES_SCHEMA, open_dataset, parquet_bytes, part_path
+from segcore import IGNORE_INDEX
+
+FAILURES_FILE = "failures.parquet"
+PLAN_FILE = "plan.json"
+FIRST_SPLITS = ("train", "val", "test")
+MAX_IMAGES_PER_PART = 4096  # the names of a shard's samples travel with its task and stay below 1 MB
+FAILURES_SHOWN = 5
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """What to prepare, and where to."""
+
+    dataset: (
+        Annotated[CamVidConfig, tyro.conf.subcommand("camvid")]
+        | Annotated[FolderConfig, tyro.conf.subcommand("folder")]
+        | Annotated[ScenesConfig, tyro.conf.subcommand("scenes")]
+    )
+    """Layout of the raw data."""
+    output: str
+    """Folder or URI of the prepared dataset: new, empty, or begun by the same command."""
+    images_per_part: int = 64
+    """Pairs per Parquet file, at most 4096. A file is read whole, so that 5 to 50 MB are a good size."""
+    max_failures: float = 0.01
+    """Share of pairs that may be unusable (they are listed in failures.parquet) before the job stops."""
+    shuffle_seed: int = 0
+    """Another seed gives another order of the pairs within their split."""
+    workers: int | None = None
+    """Ray tasks at a time. None: as many as the cluster has logical CPUs."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        if not 1 <= self.images_per_part <= MAX_IMAGES_PER_PART:
+            raise ValueError(f"--images-per-part is {self.images_per_part}, expected 1 to {MAX_IMAGES_PER_PART}")
+        if not 0 <= self.max_failures <= 1:
+            raise ValueError(f"--max-failures is {self.max_failures}, expected a share from 0 to 1 (0.01 = 1 %)")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"--workers is {self.workers}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareResult:
+    """Where the prepared dataset is, and what is in it."""
+
+    uri: str
+    num_images: dict[str, int]
+    num_failures: int
+    already_complete: bool
+
+    @property
+    def closing_line(self) -> str:
+        """One line for the terminal."""
+        images = ", ".join(f"{split} {count}" for split, count in self.num_images.items())
+        failures = storage.join(self.uri, FAILURES_FILE)
+        left_out = f"; {self.num_failures} pairs left out, see {failures}" if self.num_failures else ""
+        done = "already prepared by this command, nothing to do" if self.already_complete else "prepared"
+        return f"{done}: {self.uri} ({images} images{left_out})"
+
+
+def prepare(config: PrepareConfig) -> PrepareResult:
+    """Prepare a dataset, or finish one that the same command began.
+
+    Raises:
+        ValueError: the source is missing or empty, the output cannot be written or belongs to another command, or more
+            pairs than `max_failures` allows are unusable.
+    """
+    listing = list_dataset(config.dataset)
+    output = storage.absolute(config.output)
+    plan = make_plan(listing, config)
+    if storage.exists(storage.join(output, manifests.MANIFEST)):
+        _check_same_plan(output, manifests.read_manifest(output, kind=KIND).get("plan"), plan)
+        storage.remove_tree(storage.join(output, PROGRESS_FOLDER))  # a run killed between manifest and cleaning
+        return _result(output, already_complete=True)
+    job = ShardJob(
+        output=output,
+        plan_digest=manifests.digest(plan),
+        class_table=listing.class_table,
+        read=listing.read,
+        resume=_begin(output, plan),
+    )
+    records, failures = _run(config, listing, job)
+    _finish(output, plan, listing, records, failures)
+    return _result(output, already_complete=False)
+
+
+def make_plan(listing: DatasetListing, config: PrepareConfig) -> dict[str, Any]:
+    """Everything that the output's bytes depend on, apart from the files' content: JSON values only."""
+    names = hashlib.sha256()
+    for sample in listing.samples:
+        names.update(storage.json_bytes(dataclasses.asdict(sample)))
+    for unpaired in listing.unpaired:
+        names.update(storage.json_bytes(dataclasses.asdict(unpaired)))
+    return {
+        "dataset": listing.name,
+        "config": listing.config,
+        "class_table": dataclasses.asdict(listing.class_table),
+        "images_per_part": config.images_per_part,
+        "shuffle_seed": config.shuffle_seed,
+        "num_pairs": len(listing.samples) + len(listing.unpaired),
+        "pairs_sha256": names.hexdigest(),
+    }
+
+
+def cut_into_shards(listing: DatasetListing, config: PrepareConfig) -> Iterator[Shard]:
+    """The shards of every split; the same for the same ids, seed and size, however the samples were listed."""
+
+    def mixed(sample: Sample) -> bytes:
+        return hashlib.sha256(f"{config.shuffle_seed}/{sample.image_id}".encode()).digest()
+
+    for split in _split_names(listing):
+        samples = iter(sorted((sample for sample in listing.samples if sample.split == split), key=mixed))
+        index = 0
+        while chunk := tuple(islice(samples, config.images_per_part)):
+            yield Shard(split=split, index=index, samples=chunk)
+            index += 1
+
+
+def _begin(output: str, plan: dict[str, Any]) -> bool:
+    """Claim the output folder for this plan; True where an earlier run of the same plan has begun."""
+    storage.check_writable(output)
+    plan_uri = storage.join(output, PROGRESS_FOLDER, PLAN_FILE)
+    if not storage.exists(plan_uri) and (strangers := storage.list_files(output)):
+        raise ValueError(
+            f"{output!r} holds other files ({strangers[0]} and {len(strangers) - 1} more); "
+            "give --output a new or empty folder"
+        )
+    if storage.create_exclusive(plan_uri, storage.json_bytes(plan)):
+        return False
+    _check_same_plan(output, storage.read_json(plan_uri), plan)
+    logger.info("continuing an earlier run in %s", output)
+    return True
+
+
+def _check_same_plan(output: str, found: dict[str, Any] | None, expected: dict[str, Any]) -> None:
+    # Through JSON, where tuples are lists.
+    if manifests.digest(found) == manifests.digest(expected):
+        return
+    differing = [
+        key for key in expected if found is None or manifests.digest(found.get(key)) != manifests.digest(expected[key])
+    ]
+    raise ValueError(
+        f"{output!r} was begun or finished with other settings: {', '.join(differing)} differ "
+        "(pairs_sha256: other files were listed); give another --output, or remove that folder to prepare it anew"
+    )
+
+
+def _run(
+    config: PrepareConfig, listing: DatasetListing, job: ShardJob
+) -> tuple[list[ShardRecord], list[dict[str, str]]]:
+    """Prepare every shard, a bounded number at a time; returns the records and all failures, in a fixed order."""
+    failures = [
+        {"image_id": entry.image_id, "split": entry.split, "source": entry.uri, "stage": "list", "reason": entry.reason}
+        for entry in listing.unpaired
+    ]
+    num_pairs = len(listing.samples) + len(listing.unpaired)
+    allowed = int(config.max_failures * num_pairs)
+    records: list[ShardRecord] = []
+    if len(failures) <= allowed:
+        shards = cut_into_shards(listing, config)
+        with (
+            ray_cluster(num_cpus_needed=config.workers or 1, why=f"{config.workers or 1} prepare tasks"),
+            progress(f"prepare {listing.name}", total=len(listing.samples), unit="images") as advance,
+        ):
+            for record in _records(shards, job, num_workers=config.workers, stop=lambda: len(failures) > allowed):
+                records.append(record)
+                failures.extend(record.failures)
+                advance(record.num_rows + len(record.failures))
+    failures.sort(key=lambda row: (row["split"], row["image_id"], row["reason"]))
+    if len(failures) > allowed or not any(record.num_rows for record in records):
+        _refuse(failures, num_pairs=num_pairs, allowed=allowed, config=config, output=job.output)
+    order = {split: position for position, split in enumerate(_split_names(listing))}
+    return sorted(records, key=lambda record: (order[record.split], record.index)), failures
+
+
+def _records(
+    shards: Iterator[Shard], job: ShardJob, *, num_workers: int | None, stop: Callable[[], bool]
+) -> Iterator[ShardRecord]:
+    import ray  # here, not above: `--help` need not wait for it
+
+    task = ray.remote(num_cpus=1)(prepare_shard)
+    workers = num_workers or max(int(ray.cluster_resources()["CPU"]), 1)
+    in_flight: list[Any] = []
+    while True:
+        if not stop():
+            in_flight += [task.remote(shard, job) for shard in islice(shards, workers - len(in_flight))]
+        if not in_flight:
+            return
+        (done, *_), in_flight = ray.wait(in_flight, num_returns=1)
+        yield ray.get(done)
+
+
+def _refuse(
+    failures: list[dict[str, str]], *, num_pairs: int, allowed: int, config: PrepareConfig, output: str
+) -> None:
+    uri = storage.join(output, FAILURES_FILE)
+    storage.write_atomic(uri, parquet_bytes(failures, SHARD_FAILURES_SCHEMA))
+    shown = "".join(f"\n  {row['source']}: {row['reason']}" for row in failures[:FAILURES_SHOWN])
+    raise ValueError(
+        f"{len(failures)} of {num_pairs} pairs cannot be used, more than the {allowed} that --max-failures "
+        f"{config.max_failures:g} allows. The first:{shown}\nAll that were found before the job stopped are in {uri}. "
+        "Mend the files and run the same command, which continues; or allow more with --max-failures"
+    )
+
+
+def _finish(
+    output: str,
+    plan: dict[str, Any],
+    listing: DatasetListing,
+    records: list[ShardRecord],
+    failures: list[dict[str, str]],
+) -> None:
+    failures_bytes = parquet_bytes(failures, SHARD_FAILURES_SCHEMA)
+    storage.write_atomic(storage.join(output, FAILURES_FILE), failures_bytes)
+    table = listing.class_table
+    by_split = {split: Statistics.zero(len(table.names)) for split in _split_names(listing)}
+    for record in records:
+        by_split[record.split].merge(record.statistics)
+    total = Statistics.zero(len(table.names))
+    for statistics in by_split.values():
+        total.merge(statistics)
+    normalised = "train" if by_split.get("train", total).num_pixels and "train" in by_split else None
+    mean, std = (by_split[normalised] if normalised else total).mean_and_std()
+    _warn(total, listing)
+    storage.remove_unfinished(output)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "plan": plan,
+        "class_names": table.names,
+        "palette": table.palette,
+        "ignore_index": IGNORE_INDEX,
+        "channel_mean": mean,
+        "channel_std": std,
+        "channel_statistics_of": normalised or "all splits",
+        "num_images": sum(record.num_rows for record in records),
+        "num_failures": len(failures),
+        "failures": {"path": FAILURES_FILE, "sha256": storage.sha256(failures_bytes)},
+        "notes": total.notes,
+        "splits": [_split_entry(split, statistics, records) for split, statistics in by_split.items()],
+        "code_commit": manifests.code_commit(),
+    }
+    manifests.write_manifest(output, kind=KIND, content=content)
+    storage.remove_tree(storage.join(output, PROGRESS_FOLDER))
+
+
+def _split_entry(split: str, statistics: Statistics, records: list[ShardRecord]) -> dict[str, Any]:
+    own = [record for record in records if record.split == split]
+    return {
+        "name": split,
+        "num_images": sum(record.num_rows for record in own),
+        "class_pixels": statistics.class_pixels_C,
+        "parts": [
+            {
+                "path": part_path(split, record.index),
+                "num_rows": record.num_rows,
+                "num_bytes": record.num_bytes,
+                "sha256": record.sha256,
+            }
+            for record in own
+            if record.num_rows
+        ],
+    }
+
+
+def _warn(total: Statistics, listing: DatasetListing) -> None:
+    absent = [name for name, pixels in zip(listing.class_table.names, total.class_pixels_C, strict=True) if not pixels]
+    if absent:
+        logger.warning("no pixel has the class %s: check the class table and the label files", ", ".join(absent))
+    for note, count in sorted(total.notes.items()):
+        if note.startswith("EXIF orientation"):
+            logger.warning("%d images: %s; their labels must show the image upright", count, note)
+
+
+def _result(output: str, *, already_complete: bool) -> PrepareResult:
+    dataset = open_dataset(output)
+    return PrepareResult(
+        uri=output,
+        num_images={name: split.num_images for name, split in dataset.splits.items()},
+        num_failures=manifests.read_manifest(output, kind=KIND)["num_failures"],
+        already_complete=already_complete,
+    )
+
+
+def _split_names(listing: DatasetListing) -> list[str]:
+    """train, val, test first, so far as they are there; then others by name."""
+    found = {sample.split for sample in listing.samples}
+    return [split for split in FIRST_SPLITS if split in found] + sorted(found - set(FIRST_SPLITS))

@@ -1,0 +1,230 @@
+"""One shard of `prepare`: read its pairs, check them, write its part and then its record. Runs in a Ray task.
+
+The record is the shard's commit: a part without a record, or whose bytes differ from it, is written again.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.datasets.listing import ClassTable, Sample
+from pipelines.images import DecodedImage, ImageError, decode_image, decode_labels, encode_labels_png
+from pipelines.shards import SHARD_SCHEMA, parquet_bytes, part_path
+
+PROGRESS_FOLDER = "_progress"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A deterministic cut of one split, before it is read."""
+
+    split: str
+    index: int
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardJob:
+    """What every shard of a run shares.
+
+    Attributes:
+        output: the dataset's folder, absolute.
+        plan_digest: names the run; a record of another plan is not believed.
+        resume: look for parts of an earlier run.
+    """
+
+    output: str
+    plan_digest: str
+    class_table: ClassTable
+    read: Callable[[Sample], tuple[bytes, bytes]]
+    resume: bool
+
+
+@dataclass(kw_only=True, slots=True)
+class Statistics:
+    """Additive state: exact integer sums over pixels, so that no order of shards changes a digit.
+
+    Attributes:
+        class_pixels_C: pixels of each class, ignored ones left out.
+        num_pixels: pixels of all images, ignored ones included.
+        channel_sums, channel_square_sums: of 8-bit red, green, blue. Python integers: they cannot overflow.
+        notes: how many images each kind of treatment met.
+    """
+
+    class_pixels_C: list[int]
+    num_pixels: int = 0
+    channel_sums: list[int] = field(default_factory=lambda: [0, 0, 0])
+    channel_square_sums: list[int] = field(default_factory=lambda: [0, 0, 0])
+    notes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def zero(cls, num_classes: int) -> "Statistics":
+        """Nothing seen."""
+        return cls(class_pixels_C=[0] * num_classes)
+
+    def update(self, image: DecodedImage, labels_HW: NDArray[np.uint8]) -> list[int]:
+        """Add one pair; returns its own `class_pixels`."""
+        levels = np.arange(256)
+        for channel in range(3):
+            counts = np.bincount(image.pixels_HW3[..., channel].ravel(), minlength=256)
+            self.channel_sums[channel] += int(counts @ levels)
+            self.channel_square_sums[channel] += int(counts @ levels**2)
+        own: list[int] = np.bincount(labels_HW.ravel(), minlength=256)[: len(self.class_pixels_C)].tolist()
+        self.class_pixels_C = _added(self.class_pixels_C, own)
+        self.num_pixels += labels_HW.size
+        self.notes = dict(Counter(self.notes) + Counter(note.split(" (")[0] for note in image.notes))
+        return own
+
+    def merge(self, other: "Statistics") -> None:
+        """Add what another state has seen."""
+        self.class_pixels_C = _added(self.class_pixels_C, other.class_pixels_C)
+        self.num_pixels += other.num_pixels
+        self.channel_sums = _added(self.channel_sums, other.channel_sums)
+        self.channel_square_sums = _added(self.channel_square_sums, other.channel_square_sums)
+        self.notes = dict(Counter(self.notes) + Counter(other.notes))
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """Channel mean and standard deviation with levels from 0 to 1, rounded once, from exact fractions."""
+        n = self.num_pixels
+        means = [total / (255 * n) for total in self.channel_sums]
+        variances = [
+            (n * squares - total * total) / (255 * n) ** 2
+            for total, squares in zip(self.channel_sums, self.channel_square_sums, strict=True)
+        ]
+        return means, [variance**0.5 for variance in variances]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRecord:
+    """What became of a shard; `num_rows` 0 means that there is no part file."""
+
+    split: str
+    index: int
+    num_rows: int
+    num_bytes: int
+    sha256: str
+    statistics: Statistics
+    failures: tuple[dict[str, str], ...]
+
+
+def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
+    """Write one shard's part and record, unless an earlier run has done so. The same bytes whoever writes them."""
+    if job.resume and (finished := _finished(shard, job)) is not None:
+        return finished
+    statistics = Statistics.zero(len(job.class_table.names))
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    for sample in shard.samples:
+        try:
+            rows.append(_prepare_sample(sample, job, statistics))
+        except _UnusablePairError as failure:
+            failures.append(failure.row(sample))
+    data = parquet_bytes(rows, SHARD_SCHEMA) if rows else b""
+    if rows:
+        storage.write_atomic(storage.join(job.output, part_path(shard.split, shard.index)), data)
+    record = ShardRecord(
+        split=shard.split,
+        index=shard.index,
+        num_rows=len(rows),
+        num_bytes=len(data),
+        sha256=storage.sha256(data),
+        statistics=statistics,
+        failures=tuple(failures),
+    )
+    content = {"plan_digest": job.plan_digest, "record": dataclasses.asdict(record)}
+    storage.write_atomic(_record_uri(shard, job), storage.json_bytes(content))
+    return record
+
+
+class _UnusablePairError(Exception):
+    """Stays within this module: a pair that goes to the failures, and which of its files is at fault."""
+
+    def __init__(self, stage: str, uri: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage, self.uri, self.reason = stage, uri, reason
+
+    def row(self, sample: Sample) -> dict[str, str]:
+        """A row of SHARD_FAILURES_SCHEMA."""
+        names = {"image_id": sample.image_id, "split": sample.split}
+        return names | {"source": self.uri, "stage": self.stage, "reason": self.reason}
+
+
+def _prepare_sample(sample: Sample, job: ShardJob, statistics: Statistics) -> dict[str, Any]:
+    try:
+        image_bytes, label_bytes = job.read(sample)
+    except OSError as error:
+        uri = sample.label_uri if sample.label_uri in str(error) else sample.image_uri
+        raise _UnusablePairError("fetch", uri, f"cannot be read: {type(error).__name__}: {error}") from error
+    try:
+        image = decode_image(image_bytes)
+    except ImageError as error:
+        raise _UnusablePairError(error.stage, sample.image_uri, f"image: {error}") from error
+    try:
+        labels_HW = job.class_table.class_indices(decode_labels(label_bytes))
+        _check_sizes(image, labels_HW)
+    except ImageError as error:
+        raise _UnusablePairError(error.stage, sample.label_uri, f"label: {error}") from error
+    return {
+        "image_id": sample.image_id,
+        "image": image_bytes,
+        "label": encode_labels_png(labels_HW),
+        "height": labels_HW.shape[0],
+        "width": labels_HW.shape[1],
+        "class_pixels": statistics.update(image, labels_HW),
+        "source": sample.image_uri,
+        "image_sha256": storage.sha256(image_bytes),
+    }
+
+
+def _check_sizes(image: DecodedImage, labels_HW: NDArray[np.uint8]) -> None:
+    height, width = image.pixels_HW3.shape[:2]
+    if labels_HW.shape == (height, width):
+        return
+    found = f"its size is {labels_HW.shape[0]} x {labels_HW.shape[1]}, the image's {height} x {width} (height x width)"
+    if image.orientation >= 5 and labels_HW.shape == (image.source_height, image.source_width):
+        raise ImageError(
+            f"{found} after EXIF orientation {image.orientation}: the label was drawn on the image as stored; "
+            "turn the label as the orientation says, or remove the orientation from the image",
+            "validate",
+        )
+    raise ImageError(
+        f"{found}; a label needs one value per pixel of its image: export it again at that size", "validate"
+    )
+
+
+def _finished(shard: Shard, job: ShardJob) -> ShardRecord | None:
+    """The record of an earlier run, if it belongs to this plan and its part is whole; files may have been mended since
+    a pair of it failed, so that such a shard is done again."""
+    try:
+        content = storage.read_json(_record_uri(shard, job))
+    except FileNotFoundError:
+        return None
+    if content.get("plan_digest") != job.plan_digest or content["record"]["failures"]:
+        return None
+    fields = content["record"]
+    record = ShardRecord(**(fields | {"statistics": Statistics(**fields["statistics"]), "failures": ()}))
+    uri = storage.join(job.output, part_path(shard.split, shard.index))
+    try:
+        intact = storage.sha256(storage.read_bytes(uri)) == record.sha256
+    except FileNotFoundError:
+        intact = False
+    if not intact:
+        logger.warning("part %s differs from its record and is written again", uri)
+    return record if intact else None
+
+
+def _record_uri(shard: Shard, job: ShardJob) -> str:
+    return storage.join(job.output, PROGRESS_FOLDER, f"{shard.split}-{shard.index:05d}.json")
+
+
+def _added(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right, strict=True)]

@@ -1,0 +1,334 @@
+"""Segment a folder or bucket of images into the tables `predictions`, `masks`, `failures` (see `pipelines.tables`).
+
+The same command again continues a run that was interrupted, and segments only what the tables do not hold under the
+same work identity: URI, version and size of the object, digest of the model, inference settings (`pipelines.commits`).
+
+Every file below `images` is taken for an image until its content says otherwise; hidden files and `.part` files are
+left out. Masks have the size of the upright image: an EXIF orientation is applied before the network sees it.
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipelines import commits, storage, tracking
+from pipelines.checkpoints import ModelBundle, load_model
+from pipelines.cluster import ray_cluster
+from pipelines.commits import Run, RunSettings, Snapshot
+from pipelines.manifests import code_commit, digest
+from pipelines.progress import progress
+from pipelines.run_page import write_run_page
+from pipelines.segment_plan import INTAKE_VERSION, committed_work_ids, list_images, plan_work, work_ids
+from segcore.inference import InferenceConfig
+
+if TYPE_CHECKING:
+    from pipelines.segment_worker import ShardReport
+
+logger = logging.getLogger(__name__)
+
+GPU_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentConfig:
+    """Images, a model, and the tables that grow."""
+
+    images: str
+    """Folder or bucket of images (path or s3:// URI), searched at any depth; or one image."""
+    model: str
+    """Model folder (path or URI), models:/name@alias or models:/name/3."""
+    tables: str
+    """Folder or URI of the tables; new, or with results of a model with the same classes."""
+    workers: int = 2
+    """Actors, each with the model."""
+    threads: int = 1
+    """CPU threads of each actor's network; each is one logical CPU of Ray."""
+    decode_threads: int = 2
+    """Threads of each actor that decode images beside the network."""
+    batch_size: int = 0
+    """Images of one size per network call; 0 = 1 on a CPU, where more only leave its cache, and 8 on a GPU."""
+    images_per_shard: int = 64
+    """Images per commit at most: what a dead worker loses, and what one part file holds."""
+    use_gpu: bool = False
+    """One GPU per actor."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """How the network is shown an image."""
+    abandon_unfinished: bool = False
+    """Give up what an earlier, unfinished run has not committed, instead of finishing it with its own model first.
+    Its images are planned anew."""
+    page: bool = True
+    """Write a page with statistics and sample overlays beside the run's plan."""
+    experiment: str = "segpipe"
+    """MLflow experiment."""
+    tracking_uri: str | None = None
+    """MLflow server or SQLite file; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "decode_threads", "images_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 1 or more")
+        if self.batch_size < 0:
+            raise ValueError(f"--batch-size is {self.batch_size}; give 1 or more, or 0 to have it chosen")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentResult:
+    """What a finished job left.
+
+    Attributes:
+        tables: the tables' folder.
+        snapshot: number of the newest published snapshot.
+        run_ids: of the runs that this job finished; the last is its own, unless there was nothing new.
+        num_images: segmented by this job.
+        num_failures: images that ended in the failures table, this job's.
+        num_present: listed images that the tables held already when this job planned its own run.
+        images_per_second: of this job's images, start-up apart; NaN without any.
+        peak_memory_bytes: of the largest worker; 0 without any.
+        page: URI of the last run's page, or "".
+        run_id: MLflow run.
+    """
+
+    tables: str
+    snapshot: int
+    run_ids: tuple[str, ...]
+    num_images: int
+    num_failures: int
+    num_present: int
+    images_per_second: float
+    peak_memory_bytes: int
+    page: str
+    run_id: str
+
+    @property
+    def closing_line(self) -> str:
+        if not self.run_ids:
+            return f"nothing new: all {self.num_present} images are in {self.tables} (snapshot {self.snapshot})"
+        speed = f" at {self.images_per_second:.1f} images/s" if self.num_images + self.num_failures else ""
+        page = f"; page {self.page}" if self.page else ""
+        return (
+            f"segmented {self.num_images} images{speed}, {self.num_failures} failed, {self.num_present} were there "
+            f"already; tables {self.tables} (snapshot {self.snapshot}){page}"
+        )
+
+
+@dataclass(slots=True)
+class _Job:
+    """What one invocation works with, and what its shards reported."""
+
+    config: SegmentConfig
+    model: tracking.ResolvedModel
+    bundle: ModelBundle
+    reports: "list[ShardReport]" = field(default_factory=list)
+    run_ids: list[str] = field(default_factory=list)
+    num_present: int = 0
+
+
+def segment(config: SegmentConfig) -> SegmentResult:
+    """Segment what is new.
+
+    Raises:
+        ValueError: an input is missing or broken; the model's class table is not the tables'; the tables cannot be
+            written; the cluster is too small; MLflow does not answer.
+    """
+    config = dataclasses.replace(
+        config, images=storage.absolute(config.images), tables=storage.absolute(config.tables)
+    )  # workers run in other folders
+    listing = _listing(config)
+    tracking.connect(config.tracking_uri)
+    model = tracking.resolve_model(config.model)
+    model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
+    bundle = load_model(model.folder_uri)
+    _check_tables(config.tables, bundle)
+    tags = {tracking.MODEL_FOLDER_TAG: model.folder_uri, tracking.MODEL_DIGEST_TAG: bundle.digest}
+    parameters = dataclasses.asdict(config) | {"model": model.model_uri}
+    name = f"segment {config.images.rstrip('/').rsplit('/', 1)[-1]}"
+    with tracking.tracked_run(
+        experiment=config.experiment, name=name, job="segment", parameters=parameters, tags=tags
+    ) as tracked:
+        job = _Job(config=config, model=model, bundle=bundle)
+        why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
+        gpus = config.workers if config.use_gpu else 0
+        with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, num_gpus_needed=gpus, why=why):
+            run = _next_run(job, listing)
+            if run is not None:
+                _execute(job, run)
+        commits.sweep(config.tables)
+        result = _result(job, tracked)
+        tracked.set_tags({"segpipe.tables": result.tables, "segpipe.snapshot": str(result.snapshot)})
+        metrics = {"num_images": result.num_images, "num_failures": result.num_failures}
+        tracked.log_metrics(metrics | {"images_per_second": result.images_per_second})
+    return result
+
+
+def _listing(config: SegmentConfig) -> pa.Table:
+    if f"{config.tables}/".startswith(f"{config.images.rstrip('/')}/"):
+        raise ValueError(
+            f"the tables {config.tables!r} lie inside the images {config.images!r}, which would list them as images; "
+            "give --tables another place"
+        )
+    return list_images(config.images)
+
+
+def _check_tables(tables: str, bundle: ModelBundle) -> None:
+    """Refuse tables that cannot be written or that hold another class table."""
+    storage.check_writable(tables)
+    if not commits.exclusive_create_works(tables):
+        logger.warning(
+            "the store of %s ignores conditional writes: run one segment job at a time over these tables", tables
+        )
+    known = _class_table(tables)
+    card = bundle.card
+    if known is None or known == (card.class_names, card.palette):
+        return
+    names, palette = known
+    what = "classes" if names != card.class_names else "colours"
+    pairs = (
+        zip(names, card.class_names, strict=False) if what == "classes" else zip(palette, card.palette, strict=False)
+    )
+    differences = (f"{index}: {a!r} there, {b!r} in the model" for index, (a, b) in enumerate(pairs) if a != b)
+    detail = next(differences, f"{len(names)} there, {len(card.class_names)} in the model")
+    raise ValueError(
+        f"the tables {tables!r} and the model {bundle.uri!r} have different {what} ({detail}); "
+        "give --tables another place, or a model with the tables' class table"
+    )
+
+
+def _class_table(tables: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]] | None:
+    """Names and palette of the newest run, or None for new tables."""
+    run_ids = commits.run_ids(tables)
+    snapshot = commits.newest_snapshot(tables)
+    if not run_ids:
+        return None
+    if run_ids[-1] in snapshot.run_ids:
+        return snapshot.class_names, snapshot.palette
+    settings = commits.read_run(tables, run_ids[-1]).settings
+    return settings.class_names, settings.palette
+
+
+def _next_run(job: _Job, listing: pa.Table) -> Run | None:
+    """Finish what is unfinished, then plan what the tables do not hold; None where that is nothing."""
+    config = job.config
+    inference = dataclasses.asdict(config.inference)
+    config_digest = digest({"inference": inference, "intake": INTAKE_VERSION})
+    ids = work_ids(listing, model_digest=job.bundle.digest, config_digest=config_digest)
+    while True:
+        snapshot = _finish_unfinished(job)
+        committed = committed_work_ids(config.tables, snapshot)
+        plan = plan_work(listing, ids, committed, images_per_shard=config.images_per_shard, workers=config.workers)
+        job.num_present = listing.num_rows - plan.num_rows
+        if not plan.num_rows:
+            return None
+        now = datetime.now(UTC)
+        settings = RunSettings(
+            run_id=f"{max(map(int, snapshot.run_ids), default=0) + 1:06d}",
+            run_date=now.date().isoformat(),
+            created_at=now.isoformat(),
+            images=config.images,
+            model_uri=job.model.model_uri,
+            model_version=job.model.version,
+            model_folder=job.model.folder_uri,
+            model_digest=job.bundle.digest,
+            class_names=job.bundle.card.class_names,
+            palette=job.bundle.card.palette,
+            inference=inference,
+            config_digest=config_digest,
+            code_commit=code_commit(),
+        )
+        run = Run(settings=settings, plan=plan)
+        if commits.create_run(config.tables, run):
+            return run
+        logger.info("another job has planned run %s meanwhile; finishing it first", settings.run_id)
+
+
+def _finish_unfinished(job: _Job) -> Snapshot:
+    """Publish every run that has a plan, in order; afterwards the newest snapshot says all that is committed."""
+    tables = job.config.tables
+    published = commits.newest_snapshot(tables).run_ids
+    for run_id in commits.run_ids(tables):
+        if run_id in published:
+            continue
+        run = commits.read_run(tables, run_id)
+        if job.config.abandon_unfinished:
+            num_shards = commits.abandon(tables, run)
+            commits.publish(tables, run)
+            logger.warning("gave up %d of %d shards of unfinished run %s", num_shards, run.num_shards, run_id)
+        else:
+            logger.info("continuing run %s of %s, which is not finished", run_id, run.settings.images)
+            _execute(job, run)
+    return commits.newest_snapshot(tables)
+
+
+def _execute(job: _Job, run: Run) -> None:
+    """Do the shards of a run that have no commit, and publish it."""
+    from pipelines.segment_worker import WorkerJob, segment_shards  # Ray reads its environment at import
+
+    config, run_id = job.config, run.settings.run_id
+    done = commits.read_commits(config.tables, run_id)
+    left = [shard for shard in range(run.num_shards) if shard not in done]
+    if left:
+        worker_job = WorkerJob(
+            tables=config.tables,
+            settings=run.settings,
+            model_folder=_model_folder(job, run.settings),
+            batch_size=config.batch_size or (GPU_BATCH_SIZE if config.use_gpu else 1),
+            threads=config.threads,
+            decode_threads=config.decode_threads,
+            use_gpu=config.use_gpu,
+        )
+        num_left = sum(items.num_rows for items in run.shard_items(left))
+        with progress(f"segment (run {run_id})", total=num_left, unit="images") as advance:
+            for report in segment_shards(run, left, job=worker_job, workers=config.workers):
+                job.reports.append(report)
+                advance(report.num_images + report.num_failures)
+    commits.publish(config.tables, run)
+    job.run_ids.append(run_id)
+
+
+def _model_folder(job: _Job, settings: RunSettings) -> str:
+    """Where the run's model lies: with this job's own, or where it was when the run was planned.
+
+    Raises:
+        ValueError: it is no longer there.
+    """
+    if settings.model_digest == job.bundle.digest:
+        return job.model.folder_uri
+    hint = (
+        f"run {settings.run_id} of these tables is not finished and needs its model {settings.model_uri!r}; "
+        "put that back, or give up what the run has not committed with --abandon-unfinished"
+    )
+    try:
+        found = load_model(settings.model_folder)
+    except ValueError as error:
+        raise ValueError(f"{hint} ({error})") from error
+    if found.digest != settings.model_digest:
+        raise ValueError(f"{hint} ({settings.model_folder!r} holds another model by now)")
+    return settings.model_folder
+
+
+def _result(job: _Job, tracked: tracking.TrackedRun) -> SegmentResult:
+    config = job.config
+    page = ""
+    if config.page and job.run_ids:
+        page = storage.join(config.tables, "runs", job.run_ids[-1], "page.html")
+        write_run_page(config.tables, job.run_ids[-1], page)
+    num_images = sum(report.num_images for report in job.reports)
+    num_failures = sum(report.num_failures for report in job.reports)
+    seconds = 0.0
+    if job.reports:
+        seconds = max(report.ended for report in job.reports) - min(report.began for report in job.reports)
+    return SegmentResult(
+        tables=config.tables,
+        snapshot=commits.newest_snapshot(config.tables).number,
+        run_ids=tuple(job.run_ids),
+        num_images=num_images,
+        num_failures=num_failures,
+        num_present=job.num_present,
+        images_per_second=(num_images + num_failures) / seconds if seconds else float("nan"),
+        peak_memory_bytes=max((report.peak_memory_bytes for report in job.reports), default=0),
+        page=page,
+        run_id=tracked.run_id,
+    )

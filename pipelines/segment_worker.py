@@ -1,0 +1,350 @@
+"""The Ray Data part of `segment`: fetch shards, segment them, commit them.
+
+1. One row is one shard of the plan; Ray Data never splits a row, so a shard arrives at one worker whole.
+2. Fetching tasks turn it into encoded bytes, which travel through the object store: decoded photos are 20 times larger.
+3. Worker actors decode in threads, and one thread of each runs the network. Two shards are in work at once, so that the
+   network has the next shard's images while the last one's masks are encoded, staged and committed.
+4. A row of numbers per shard comes back. The results are on storage, committed.
+
+What is wrong with an image goes to its row of `failures`, never into an exception: Ray Data would drop the whole shard.
+"""
+
+import dataclasses
+import logging
+import os
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from pipelines import commits, storage
+from pipelines.checkpoints import load_model
+from pipelines.commits import Run, RunSettings, ShardCommit
+from pipelines.images import MAX_BYTES, ImageError, decode_image
+from pipelines.segment_rows import FIRST_BYTES, Failure, ShardRows, WorkItem
+from pipelines.training_data import decoding_threads
+from segcore.inference import InferenceConfig, Predictions, predict
+
+logger = logging.getLogger(__name__)
+
+SHARDS_AT_ONCE = 2
+FETCH_THREADS = 8
+FETCH_ATTEMPTS = 3
+FETCH_PAUSE_SECONDS = 0.3
+PENDING_BYTES = 256 * 2**20
+"""Decoded images of one shard that wait for others of their size; the largest group goes first when there are more."""
+
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerJob:
+    """What every worker needs to know; small, since Ray copies it to each of them.
+
+    Attributes:
+        tables: URI of the tables' folder.
+        settings: of the run.
+        model_folder: URI; each worker loads it.
+        batch_size: largest number of images per network call.
+        threads: CPU threads of a worker's network.
+        decode_threads: of a worker.
+        use_gpu: one GPU per worker.
+    """
+
+    tables: str
+    settings: RunSettings
+    model_folder: str
+    batch_size: int
+    threads: int
+    decode_threads: int
+    use_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """What one shard cost and gave.
+
+    Attributes:
+        shard: its number.
+        num_images: segmented.
+        num_failures: in the failures table.
+        began, ended: seconds since 1970 by the worker's clock.
+        worker_began: when that worker had loaded its model.
+        peak_memory_bytes: largest resident memory of the worker so far.
+        worker_pid: of the worker's process.
+    """
+
+    shard: int
+    num_images: int
+    num_failures: int
+    began: float
+    ended: float
+    worker_began: float
+    peak_memory_bytes: int
+    worker_pid: int
+
+
+def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int) -> Iterator[ShardReport]:
+    """Segment and commit some shards of a run, and report each as it is done; Ray must run."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its import has just set DEBUG; our own bar shows progress
+    rows = [
+        pa.table({"shard": [shard], "payload": pa.array([_to_stream(items)], pa.large_binary())})
+        for shard, items in zip(shards, run.shard_items(shards), strict=True)
+    ]
+    fetched = ray.data.from_arrow(rows).map_batches(
+        fetch_shard,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.5,  # it waits more than it works; and Ray Data would fuse it into the actors if it asked for as much
+    )
+    done = fetched.map_batches(
+        ShardSegmenter,
+        fn_constructor_args=(job,),
+        compute=ActorPoolStrategy(
+            size=workers, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+        ),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=job.threads,
+        num_gpus=1 if job.use_gpu else 0,
+    )
+    for report in done.iter_rows():
+        yield ShardReport(**report)
+
+
+def fetch_shard(batch: pa.Table) -> pa.Table:
+    """Add each image's bytes, or why there are none, to one shard's work list."""
+    items = _from_stream(batch["payload"][0].as_buffer())
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        fetched = list(pool.map(_fetch, items["uri"].to_pylist(), items["size_bytes"].to_pylist()))
+    failures = [failure for _, failure, _ in fetched]
+    items = items.append_column("data", pa.array([data for data, _, _ in fetched], pa.large_binary()))
+    items = items.append_column("attempts", pa.array([attempts for _, _, attempts in fetched], pa.int32()))
+    for name, kind in (
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("retryable", pa.bool_()),
+    ):
+        column = [getattr(failure, name) if failure else None for failure in failures]
+        items = items.append_column(name, pa.array(column, kind))
+    return pa.table({"shard": batch["shard"], "payload": pa.array([_to_stream(items)], pa.large_binary())})
+
+
+class ShardSegmenter:
+    """A worker: the model, the threads that decode, and the one that runs the network."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        torch.set_num_threads(1)  # of this thread; the network's has its own number
+        self.job = job
+        self.inference = inference_of(job.settings)
+        self.bundle = load_model(job.model_folder)
+        if self.bundle.digest != job.settings.model_digest:
+            raise ValueError(
+                f"model folder {job.model_folder!r} has changed since run {job.settings.run_id} was planned; "
+                "put the planned model back, or give the run up with --abandon-unfinished"
+            )
+        self.bundle.model.to("cuda" if job.use_gpu else "cpu").to(memory_format=torch.channels_last)
+        # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
+        self.network = ThreadPoolExecutor(
+            1, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(job.threads,)
+        )
+        self.decoders = decoding_threads(job.decode_threads)
+        self.began = time.time()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Segment, stage, commit and promote one shard; returns its `ShardReport` as a row."""
+        began = time.time()
+        job, shard = self.job, int(batch["shard"][0].as_py())
+        result = commits.read_commit(job.tables, job.settings.run_id, shard)
+        if result is None:  # else: this worker, or another one, died after its commit
+            items = _from_stream(batch["payload"][0].as_buffer())
+            rows = self._segment(items)
+            planned = items["work_id"].to_pylist()
+            attempt = commits.stage(job.tables, job.settings, shard=shard, planned=planned, rows=rows.tables())
+            result = commits.commit(job.tables, attempt)
+        commits.promote(job.tables, result)
+        return pa.Table.from_pylist([self._report(result, began)])
+
+    def _segment(self, items: pa.Table) -> ShardRows:
+        rows = ShardRows(settings=self.job.settings, inference=self.inference)
+        waiting: deque[Future[list[_Seen]]] = deque()
+        for batch in batches_of_one_size(
+            self._decoded(items, rows), batch_size=self.job.batch_size, pending_bytes=PENDING_BYTES
+        ):
+            waiting.append(self.network.submit(self._see, batch))
+            if len(waiting) > 1:  # the network has its next batch while this thread encodes the last one
+                _collect(waiting.popleft().result(), rows)
+        while waiting:
+            _collect(waiting.popleft().result(), rows)
+        return rows
+
+    def _decoded(self, items: pa.Table, rows: ShardRows) -> Iterator[WorkItem]:
+        """Images in the plan's order, decoded ahead by a bounded number; the others go to `rows` as failures."""
+        decoding: deque[Future[WorkItem]] = deque()
+        for item in _work_items(items):
+            decoding.append(self.decoders.submit(decode_item, item))
+            if len(decoding) > self.job.decode_threads + self.job.batch_size:
+                yield from _usable(decoding.popleft().result(), rows)
+        while decoding:
+            yield from _usable(decoding.popleft().result(), rows)
+
+    def _see(self, batch: list[WorkItem]) -> list["_Seen"]:
+        """Run the network; a batch that fails is tried again image by image, so that only the culprit is lost."""
+        started = time.perf_counter()
+        images_NHW3 = np.stack([item.image.pixels_HW3 for item in batch if item.image is not None])
+        images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
+        card = self.bundle.card
+        try:
+            found = predict(self.bundle.model, images_N3HW, mean=card.mean, std=card.std, config=self.inference)
+        except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's out-of-memory errors are RuntimeErrors
+            logger.warning("the network failed on a batch of %d images", len(batch), exc_info=True)
+            if len(batch) > 1:
+                return [seen for item in batch for seen in self._see([item])]
+            batch[0].failure = Failure.of(error, stage="infer", retryable=True)
+            return [_Seen(item=batch[0], found=None, index=0, infer_ms=0.0)]
+        infer_ms = 1000 * (time.perf_counter() - started) / len(batch)
+        return [_Seen(item=item, found=found, index=index, infer_ms=infer_ms) for index, item in enumerate(batch)]
+
+    def _report(self, result: ShardCommit, began: float) -> dict[str, Any]:
+        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        report = ShardReport(
+            shard=result.shard,
+            num_images=result.num_rows("predictions"),
+            num_failures=result.num_rows("failures"),
+            began=began,
+            ended=time.time(),
+            worker_began=self.began,
+            peak_memory_bytes=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            worker_pid=os.getpid(),
+        )
+        return dataclasses.asdict(report)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """What the network found in an image: row `index` of `found`, or nothing where it failed."""
+
+    item: WorkItem
+    found: Predictions | None
+    index: int
+    infer_ms: float
+
+
+def inference_of(settings: RunSettings) -> InferenceConfig:
+    """The inference settings that a plan holds as JSON."""
+    return InferenceConfig(**settings.inference | {"scales": tuple(settings.inference["scales"])})
+
+
+def batches_of_one_size(items: Iterable[WorkItem], *, batch_size: int, pending_bytes: int) -> Iterator[list[WorkItem]]:
+    """Group decoded images by size; what waits for others of its size stays below a number of bytes."""
+    groups: dict[tuple[int, ...], list[WorkItem]] = {}
+    waiting_bytes = 0
+    for item in items:
+        assert item.image is not None
+        pixels_HW3 = item.image.pixels_HW3
+        group = groups.setdefault(pixels_HW3.shape, [])
+        group.append(item)
+        waiting_bytes += pixels_HW3.nbytes
+        ready = pixels_HW3.shape if len(group) == batch_size else None
+        if ready is None and waiting_bytes > pending_bytes:
+            ready = max(groups, key=lambda shape: len(groups[shape]) * int(np.prod(shape)))
+        if ready is not None:
+            batch = groups.pop(ready)
+            waiting_bytes -= len(batch) * int(np.prod(ready))
+            yield batch
+    yield from groups.values()
+
+
+def decode_item(item: WorkItem) -> WorkItem:
+    """Decode an image, or set its failure."""
+    if item.failure is not None:
+        return item
+    started = time.perf_counter()
+    try:
+        item.image = decode_image(item.data)
+    except ImageError as error:
+        item.failure = Failure.of(error, stage=error.stage, retryable=False)
+    except MemoryError as error:
+        item.failure = Failure.of(error, stage="decode", retryable=True)
+    item.decode_ms = 1000 * (time.perf_counter() - started)
+    item.data = b""
+    return item
+
+
+def _usable(item: WorkItem, rows: ShardRows) -> Iterator[WorkItem]:
+    if item.failure is None:
+        yield item
+    else:
+        rows.add_failure(item)
+
+
+def _collect(seen: list[_Seen], rows: ShardRows) -> None:
+    for each in seen:
+        if each.found is None:
+            rows.add_failure(each.item)
+        else:
+            rows.add_prediction(each.item, each.found, each.index, infer_ms=each.infer_ms)
+        each.item.image = None
+
+
+def _work_items(items: pa.Table) -> Iterator[WorkItem]:
+    """One at a time, so that the bytes of a shard are copied out of the object store image by image."""
+    failures = items.select(["stage", "error", "message", "retryable"]).to_pylist()
+    attempts = items["attempts"].to_pylist()
+    data = items["data"]
+    for place, planned in enumerate(items.drop_columns([*failures[0], "attempts", "data"]).to_pylist()):
+        content = data[place].as_py() or b""
+        failure = Failure(**failures[place]) if failures[place]["stage"] else None
+        yield WorkItem(
+            place=place,
+            planned=planned,
+            data=content,
+            first_bytes=content[:FIRST_BYTES],
+            attempts=attempts[place],
+            failure=failure,
+        )
+
+
+def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int]:
+    """Bytes of one object, or the failure; and how often it was tried."""
+    if size_bytes > MAX_BYTES:
+        error = ValueError(f"the file has {size_bytes} bytes, over the budget of {MAX_BYTES}; cut it into tiles")
+        return None, Failure.of(error, stage="validate", retryable=False), 0
+    for attempt in range(1, FETCH_ATTEMPTS + 1):
+        try:
+            data = storage.read_bytes(uri)
+        except Exception as error:  # a trust boundary: object stores raise their own types
+            retryable = not isinstance(error, _PERMANENT)
+            if not retryable or attempt == FETCH_ATTEMPTS:
+                return None, Failure.of(error, stage="fetch", retryable=retryable), attempt
+            time.sleep(FETCH_PAUSE_SECONDS * attempt)
+        else:
+            if len(data) == size_bytes:
+                return data, None, attempt
+            # Its row would carry the identity of other bytes; the next listing shows it as it is then.
+            changed = ValueError(f"it had {size_bytes} bytes when it was listed and has {len(data)} now")
+            return data, Failure.of(changed, stage="fetch", retryable=True), attempt
+    raise AssertionError("the last attempt returns")
+
+
+def _to_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_stream(buffer: pa.Buffer) -> pa.Table:
+    return pa.ipc.open_stream(buffer).read_all().combine_chunks()

@@ -1,0 +1,205 @@
+"""The prepared dataset: Parquet shards per split, a manifest, and what a row holds.
+
+    <uri>/manifest.json                    written last; its presence means that the dataset is complete
+    <uri>/<split>/part-00000.parquet       rows of SHARD_SCHEMA, in an order shuffled once by `prepare`
+    <uri>/failures.parquet                 pairs that could not be used, with their reason
+
+Parts are plain Parquet (zstd), readable without this package. Equal rows give equal bytes with one version of pyarrow;
+its version stands in the footer of each part.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import manifests, storage
+from segcore import IGNORE_INDEX
+
+KIND = "prepared_dataset"
+FORMAT_VERSION = 1
+ROWS_PER_ROW_GROUP = 16  # a reader that streams holds about 2 MB of street photos at a time
+
+SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # unique within the dataset
+        pa.field("image", pa.binary(), nullable=False),  # the image file's bytes as found
+        pa.field("label", pa.binary(), nullable=False),  # PNG, one channel, class indices, 255 = ignore
+        pa.field("height", pa.int32(), nullable=False),  # of image and label, EXIF orientation applied
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),  # length C, ignored pixels not counted
+        pa.field("source", pa.string(), nullable=False),  # URI of the image file
+        pa.field("image_sha256", pa.string(), nullable=False),  # of the column `image`
+    ]
+)
+SHARD_FAILURES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # URI of the file that is at fault
+        pa.field("stage", pa.string(), nullable=False),  # list | fetch | sniff | validate | decode
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One shard file; `path` is relative to the dataset's folder."""
+
+    path: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """One split; `class_pixels` has length C and leaves ignored pixels out."""
+
+    name: str
+    num_images: int
+    class_pixels: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedDataset:
+    """A complete prepared dataset, as its manifest tells it.
+
+    Attributes:
+        uri: its folder.
+        digest: SHA-256 of `manifest.json`, which holds the SHA-256 of every part: it names the data exactly.
+        class_names, palette: by class index; colours are 8-bit RGB.
+        channel_mean, channel_std: of the train split's pixels (of all splits where there is no train), R G B, 0 to 1.
+        splits: by name.
+    """
+
+    uri: str
+    digest: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    channel_mean: tuple[float, float, float]
+    channel_std: tuple[float, float, float]
+    splits: dict[str, Split]
+
+    @property
+    def num_classes(self) -> int:
+        """C, without the ignored value."""
+        return len(self.class_names)
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            ValueError: there is none; the message lists those that there are.
+        """
+        if name not in self.splits:
+            raise ValueError(
+                f"{self.uri!r} has no split {name!r}; it has {', '.join(map(repr, self.splits))}: choose one of them"
+            )
+        return self.splits[name]
+
+    def part_uris(self, split: str) -> list[str]:
+        """URIs of a split's parts, in order.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        return [storage.join(self.uri, part.path) for part in self.split(split).parts]
+
+
+def open_dataset(uri: str) -> PreparedDataset:
+    """Open the prepared dataset in a folder.
+
+    Raises:
+        ValueError: no manifest lies there (the dataset is unfinished, or the path is wrong), or it is not one that this
+            version reads.
+    """
+    manifest = manifests.read_manifest(uri, kind=KIND)
+    if manifest.get("format_version") != FORMAT_VERSION or manifest.get("ignore_index") != IGNORE_INDEX:
+        raise ValueError(
+            f"{uri!r} is a prepared dataset of format {manifest.get('format_version')!r} with ignore index "
+            f"{manifest.get('ignore_index')!r}, this version reads format {FORMAT_VERSION} with {IGNORE_INDEX}; "
+            "run jobs/prepare.py again into a new folder"
+        )
+    return PreparedDataset(
+        uri=uri,
+        digest=manifests.digest(manifest),
+        class_names=tuple(manifest["class_names"]),
+        palette=tuple((red, green, blue) for red, green, blue in manifest["palette"]),
+        channel_mean=_three(manifest["channel_mean"]),
+        channel_std=_three(manifest["channel_std"]),
+        splits={split["name"]: _parse_split(split) for split in manifest["splits"]},
+    )
+
+
+def read_part(dataset: PreparedDataset, part: Part, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one part, whose SHA-256 is verified first; all columns, or those named.
+
+    Raises:
+        ValueError: the part is missing or its bytes have changed.
+    """
+    uri = storage.join(dataset.uri, part.path)
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError:
+        raise ValueError(
+            f"shard {uri} is missing though the manifest lists it; restore it, or run jobs/prepare.py again"
+        ) from None
+    return parse_part(data, name=uri, sha256=part.sha256, columns=columns)
+
+
+def parse_part(data: bytes, *, name: str, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """`read_part` for bytes that were fetched already; `name` is for the message.
+
+    Raises:
+        ValueError: the bytes are not the ones that `prepare` wrote.
+    """
+    found = storage.sha256(data)
+    if found != sha256:
+        raise ValueError(
+            f"shard {name} is corrupt or was changed: its {len(data)} bytes have SHA-256 {found}, the manifest says "
+            f"{sha256}; restore it from a copy, or remove the dataset's folder and run jobs/prepare.py again"
+        )
+    return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+
+
+def part_path(split: str, index: int) -> str:
+    """Path of a part below the dataset's folder."""
+    return f"{split}/part-{index:05d}.parquet"
+
+
+def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """A Parquet file of `rows`: equal rows give equal bytes."""
+    table = pa.Table.from_pylist(rows, schema=schema)
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=ROWS_PER_ROW_GROUP,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=False,
+        write_statistics=[name for name in ("image_id", "height", "width") if name in schema.names],  # not of blobs
+        version="2.6",
+        store_schema=True,
+    )
+    return sink.getvalue()
+
+
+def _parse_split(split: dict[str, Any]) -> Split:
+    return Split(
+        name=split["name"],
+        num_images=split["num_images"],
+        class_pixels=tuple(split["class_pixels"]),
+        parts=tuple(Part(**part) for part in split["parts"]),
+    )
+
+
+def _three(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue

@@ -1,0 +1,298 @@
+"""Train one recipe on a prepared dataset with Ray Train; leave a model folder, an MLflow run and a registered version.
+
+    <output>/<name>/run.json             what this run is: recipe, origins, MLflow run; written once, at the start
+    <output>/<name>/initial.safetensors  the weights that every worker starts from
+    <output>/<name>/checkpoint-*/        weights and training state: the best and the latest
+    <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`)
+    <output>/<name>/result.json          written last: the run is finished
+
+The run's folder is its identity. The same command continues it after any death, and returns at once when it is
+finished; another recipe or dataset under the same name is refused.
+"""
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from torch import nn
+
+from pipelines import storage, tracking
+from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, load_model, read_state, save_model
+from pipelines.cluster import ray_cluster
+from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
+from pipelines.sample_pictures import sample_pictures
+from pipelines.serving import ServedModel
+from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
+from pipelines.training_record import claim, read_record
+from pipelines.weights import NO_WEIGHTS
+from segcore.backbones import BACKBONES
+from segcore.cost import count_multiply_adds, count_parameters
+from segcore.models import restore_model
+
+if TYPE_CHECKING:
+    from pipelines.training_group import KeptCheckpoint
+
+logger = logging.getLogger(__name__)
+
+INITIAL_FILE = "initial.safetensors"
+RESULT_FILE = "result.json"
+MODEL_FOLDER = "model"
+REGISTERED_ALIAS = "challenger"
+"""Newest registered version; `champion`, which the nightly job reads, is moved by a person who has compared the two."""
+NUM_PICTURES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Where a recipe runs; the recipe says what runs."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: str
+    """Prepared dataset (folder or s3:// URI)."""
+    output: str
+    """Folder or URI below which the run gets a folder of its own."""
+    name: str
+    """Name of the run and of its folder. The same name continues a run; a new experiment needs a new name."""
+    label_pca: str | None = None
+    """Label PCA folder, for networks with the data-dependent decoder."""
+    weights: str = NO_WEIGHTS
+    """Backbone weights: none, timm (downloads), or path or URI of a state dict."""
+    train_split: str = "train"
+    """Split to learn from."""
+    validation_split: str = "val"
+    """Split to choose the best checkpoint by."""
+    workers: int = 1
+    """Train workers, each with its share of every batch."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    experiment: str = "segpipe"
+    """MLflow experiment."""
+    tracking_uri: str | None = None
+    """MLflow server or SQLite file; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."""
+    register: str | None = None
+    """Register the best model under this name in MLflow, with the alias `challenger`."""
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise ValueError(f"--name {self.name!r} is not a folder's name; give one without slashes")
+        if self.workers < 1:
+            raise ValueError(f"--workers is {self.workers}; give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What a finished run left.
+
+    Attributes:
+        run_folder, model_folder: URIs.
+        model_digest: of the model folder.
+        run_id: MLflow run.
+        epochs: epochs trained.
+        best_epoch: index of the epoch whose weights the model folder holds.
+        scores: validation scores of those weights, by metric name.
+        seconds: time in epochs, over all starts.
+        model_uri: `models:/name/version` where it was registered, else "".
+    """
+
+    run_folder: str
+    model_folder: str
+    model_digest: str
+    run_id: str
+    epochs: int
+    best_epoch: int
+    scores: dict[str, float]
+    seconds: float
+    model_uri: str
+
+    @property
+    def closing_line(self) -> str:
+        registered = f", registered as {self.model_uri} (alias {REGISTERED_ALIAS})" if self.model_uri else ""
+        return (
+            f"trained {self.epochs} epochs: val mIoU {100 * self.scores['val/mean_iou']:.2f} % after epoch "
+            f"{self.best_epoch + 1}; model in {self.model_folder}{registered}; MLflow run {self.run_id}"
+        )
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, or continue, or return the result of the finished run.
+
+    Raises:
+        ValueError: an input is missing, broken or does not fit; the name belongs to another run; the cluster is too
+            small; MLflow does not answer; the loss is not finite any more.
+    """
+    run_folder = storage.join(storage.absolute(config.output), config.name)
+    inputs = open_inputs(
+        config.recipe,
+        data=config.data,
+        label_pca=config.label_pca,
+        train_split=config.train_split,
+        validation_split=config.validation_split,
+        workers=config.workers,
+        synchronised=config.use_gpu and config.workers > 1 and config.recipe.sync_batch_norm,
+    )
+    identity = _identity(config, inputs)
+    record = read_record(run_folder, identity)
+    result = _read_result(run_folder) if record else None
+    if result is not None and (config.register is None or result.model_uri):
+        logger.info("run %r in %s is finished; nothing to do", config.name, run_folder)
+        return result
+    storage.check_writable(run_folder)
+    tracking_uri = tracking.connect(config.tracking_uri)
+    initial = initial_state(config.recipe, inputs, weights=config.weights) if record is None else None
+    with tracking.tracked_run(
+        experiment=config.experiment,
+        name=config.name,
+        job="train",
+        parameters={**identity, "data": config.data, "label_pca": config.label_pca, "workers": config.workers},
+        tags={tracking.DATASET_DIGEST_TAG: inputs.dataset.digest},
+        run_id=record["mlflow_run_id"] if record else None,
+    ) as run:
+        if initial is not None:
+            run.log_bytes("recipe.json", storage.json_bytes(identity["recipe"]))
+            storage.write_atomic(storage.join(run_folder, INITIAL_FILE), initial)
+            claim(run_folder, identity, run_id=run.run_id)
+        if result is None:
+            result = _fit_and_save(config, inputs, run_folder, run, tracking_uri)
+        if config.register:
+            version = tracking.register_model(
+                result.model_folder, name=config.register, alias=REGISTERED_ALIAS, run_id=run.run_id
+            )
+            result = dataclasses.replace(result, model_uri=f"models:/{config.register}/{version}")
+        storage.write_atomic(storage.join(run_folder, RESULT_FILE), storage.json_bytes(dataclasses.asdict(result)))
+    return result
+
+
+def _identity(config: TrainConfig, inputs: TrainInputs) -> dict[str, Any]:
+    """What makes this run this run; two starts must agree on it. Workers and machines may change in between."""
+    return {
+        "recipe": recipe_to_dict(config.recipe),
+        "dataset_digest": inputs.dataset.digest,
+        "label_pca_digest": inputs.label_pca_digest,
+        "weights": config.weights,
+        "train_split": config.train_split,
+        "validation_split": config.validation_split,
+    }
+
+
+def _read_result(run_folder: str) -> TrainResult | None:
+    uri = storage.join(run_folder, RESULT_FILE)
+    return TrainResult(**storage.read_json(uri)) if storage.exists(uri) else None
+
+
+def _fit_and_save(
+    config: TrainConfig, inputs: TrainInputs, run_folder: str, run: tracking.TrackedRun, tracking_uri: str
+) -> TrainResult:
+    """Train to the end, and turn the best checkpoint into the model folder."""
+    best, seconds = _fit(config, inputs, run_folder, run.run_id, tracking_uri)
+    scores = {name: value for name, value in best.metrics.items() if name.startswith("val/")}
+    weights = storage.join(best.folder, WEIGHTS_FILE)
+    state = read_state(storage.read_bytes(weights), origin=weights)
+    network = restore_model(config.recipe.model, inputs.dataset.num_classes, state)
+    model_folder = storage.join(run_folder, MODEL_FOLDER)
+    model_digest = save_model(model_folder, network, _card(config.recipe, inputs, scores))
+    _log_model(run, network, inputs, model_folder)
+    return TrainResult(
+        run_folder=run_folder,
+        model_folder=model_folder,
+        model_digest=model_digest,
+        run_id=run.run_id,
+        epochs=config.recipe.epochs,
+        best_epoch=int(best.metrics["epoch"]),
+        scores=scores,
+        seconds=seconds,
+        model_uri="",
+    )
+
+
+def _fit(
+    config: TrainConfig, inputs: TrainInputs, run_folder: str, run_id: str, tracking_uri: str
+) -> "tuple[KeptCheckpoint, float]":
+    """Run Ray Train to the last epoch; returns the best checkpoint and the seconds in epochs.
+
+    Raises:
+        ValueError: the cluster is too small, or a worker said that an input is broken.
+    """
+    submitted_at = time.time()
+    gpus = config.workers if config.use_gpu else 0
+    why = f"{config.workers} train worker(s) and 1 reader"
+    with ray_cluster(num_cpus_needed=config.workers + 1, num_gpus_needed=gpus, why=why):
+        # Ray reads its environment at import, and `ray_cluster` has just set it.
+        from pipelines.training_group import run_group
+        from pipelines.training_loop import TrainJob
+        from pipelines.training_progress import watched_board
+
+        total_steps = inputs.steps_per_epoch * config.recipe.epochs
+        with watched_board(f"train {config.name}", total_steps=total_steps) as board:
+            job = TrainJob(
+                recipe=config.recipe,
+                dataset=inputs.dataset,
+                train_split=inputs.train_split,
+                validation_split=inputs.validation_split,
+                initial_weights=storage.join(run_folder, INITIAL_FILE),
+                run_id=run_id,
+                tracking_uri=tracking_uri,
+                steps_per_epoch=inputs.steps_per_epoch,
+                submitted_at=submitted_at,
+            )
+            return run_group(job, board, run_folder=run_folder, workers=config.workers, use_gpu=config.use_gpu)
+
+
+def _card(recipe: Recipe, inputs: TrainInputs, scores: dict[str, float]) -> ModelCard:
+    spec = BACKBONES[recipe.model.backbone]
+    return ModelCard(
+        model_config=recipe.model,
+        class_names=inputs.dataset.class_names,
+        palette=inputs.dataset.palette,
+        mean=spec.mean,
+        std=spec.std,
+        dataset_digest=inputs.dataset.digest,
+        label_pca_digest=inputs.label_pca_digest,
+        recipe=recipe_to_dict(recipe),
+        scores=scores,
+        input_policy=inputs.input_policy,
+    )
+
+
+def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs, model_folder: str) -> None:
+    """Size and cost, where the model is, and sample pictures."""
+    policy = inputs.input_policy
+    costs = {
+        "model/parameters": count_parameters(network).total,
+        "model/multiply_adds": count_multiply_adds(network, policy.image_height, policy.image_width),
+    }
+    run.log_metrics(costs)
+    run.set_tags({tracking.MODEL_FOLDER_TAG: model_folder})
+    served = ServedModel(load_model(model_folder))
+    pictures = sample_pictures(served, inputs.dataset, split=inputs.validation_split, count=NUM_PICTURES)
+    for name, png in pictures.items():
+        run.log_bytes(f"pictures/{name}.png", png)
+
+
+def parse_command_line(arguments: Sequence[str], *, description: str) -> TrainConfig:
+    """Read `RECIPE [flags]`: the flags of `TrainConfig`, and every field of the recipe by its dotted name.
+
+    Exits with the help, or with code 2 and a message that lists what is known, where it cannot.
+    """
+    usage = f"{description}\n\nRecipes (train.py RECIPE --help shows every setting of one):\n{recipe_list()}"
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: train.py RECIPE [flags]\n\n{usage}\n")
+        sys.exit(0 if arguments else 2)
+    try:
+        recipe = find_recipe(arguments[0])
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    # The recipe decides the network's type, so its flags belong to no subcommand.
+    return tyro.cli(
+        partial(TrainConfig, recipe=recipe),
+        args=arguments[1:],
+        prog=f"train.py {arguments[0]}",
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+    )

@@ -1,0 +1,223 @@
+"""From shards to training batches: what Ray Data does, and what the train worker does itself.
+
+1. Ray Data reads whole shards in an order shuffled by seed and epoch, verifies their SHA-256 and splits the rows among
+   the workers, equally and reproducibly (`training_rows`). Rows stay encoded: a decoded photo is 20 to 50 times larger.
+2. Each worker shuffles its rows within a buffer, decodes and augments them in threads, and keeps a few uint8 batches
+   ready. Normalisation happens on the device.
+
+Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.images import decode_image, decode_labels
+from pipelines.shards import PreparedDataset, read_part
+from segcore.augment import AugmentConfig, augment
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator
+
+T = TypeVar("T")
+
+ROW_COLUMNS = ("image_id", "image", "label")
+
+READY_BATCHES = 3
+"""Augmented batches that wait for the network, per worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """uint8 images and labels of one optimiser step on one worker, in pinned memory where a GPU waits for them."""
+
+    images_N3HW: Tensor
+    labels_NHW: Tensor
+
+
+def training_batches(
+    rows: "DataIterator",
+    *,
+    augment_config: AugmentConfig,
+    fill: tuple[int, int, int],
+    batch_size: int,
+    shuffle_buffer: int,
+    seed: int,
+    epoch: int,
+    rank: int,
+    num_threads: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """Augmented batches of one epoch. Reading starts at the call, so it can overlap with what comes before the epoch.
+
+    Args:
+        rows: this worker's share, from `ray.train.get_dataset_shard`.
+        augment_config: what varies.
+        fill: colour beyond the image's border.
+        batch_size: images per batch on this worker; an incomplete last batch is left out.
+        shuffle_buffer: encoded images to shuffle within.
+        seed, epoch, rank: what the order and the augmentation depend on.
+        num_threads: threads that decode and augment.
+        pin_memory: page-lock the batches, for an asynchronous copy to a GPU.
+    """
+
+    def produce() -> Iterator[Batch]:
+        tables = rows.iter_batches(
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            prefetch_batches=2,
+            drop_last=True,
+            local_shuffle_buffer_size=max(shuffle_buffer, batch_size),
+            local_shuffle_seed=int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]),
+        )
+        crop = partial(_training_crop, config=augment_config, fill=fill, seed=seed, epoch=epoch)
+        with decoding_threads(num_threads) as pool:
+            for crops in ordered_ahead(pool, crop, (_as_rows(table) for table in tables), ahead=2):
+                images_N3HW = torch.stack([image for image, _ in crops])
+                labels_NHW = torch.stack([labels for _, labels in crops])
+                if pin_memory:
+                    images_N3HW, labels_NHW = images_N3HW.pin_memory(), labels_NHW.pin_memory()
+                yield Batch(images_N3HW, labels_NHW)
+
+    return started(produce, depth=READY_BATCHES)
+
+
+def _training_crop(
+    row: dict[str, Any], *, config: AugmentConfig, fill: tuple[int, int, int], seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Decode one row and draw its crop of this epoch, whichever worker it landed on.
+
+    Raises:
+        ValueError: the row's shard is broken.
+    """
+    if row["error"] is not None:
+        raise ValueError(row["error"])
+    draw = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(draw, "little", signed=True))
+    image_3HW, labels_HW = decoded(row)
+    return augment(image_3HW, labels_HW, config, generator, fill=fill)
+
+
+def decoded(row: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Image (3, H, W) and labels (H, W) of a shard's row, uint8."""
+    pixels_HW3 = np.array(decode_image(row["image"]).pixels_HW3)  # a copy: decoders give read-only memory
+    labels_HW = np.array(decode_labels(row["label"]), dtype=np.uint8)
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1), torch.from_numpy(labels_HW)
+
+
+def validation_images(
+    dataset: PreparedDataset, *, split: str, rank: int, world_size: int, num_threads: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This worker's share of a split, decoded, at full size, in order: rows rank*n/W up to (rank+1)*n/W of all n rows.
+
+    Ray Train's own splits drop the rows that do not divide among the workers, which a score cannot afford.
+    """
+    num_rows = dataset.splits[split].num_images
+    first, end = rank * num_rows // world_size, (rank + 1) * num_rows // world_size
+
+    def groups() -> Iterator[list[dict[str, Any]]]:
+        offset = 0
+        for part in dataset.splits[split].parts:
+            start, stop = max(first - offset, 0), min(end - offset, part.num_rows)
+            offset += part.num_rows
+            if start >= stop:
+                continue
+            table = read_part(dataset, part, columns=ROW_COLUMNS)
+            for row in table.slice(start, stop - start).to_pylist():
+                yield [row]
+
+    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+        with decoding_threads(num_threads) as pool:
+            for group in ordered_ahead(pool, decoded, groups(), ahead=2 * num_threads):
+                yield group[0]
+
+    return started(produce, depth=2 * num_threads)
+
+
+def _as_rows(table: Any) -> list[dict[str, Any]]:
+    """Rows of a pyarrow table (Ray's types allow other batch formats)."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def decoding_threads(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that call PyTorch one operation on one core at a time: they share the cores with the network."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=_one_core_per_thread)
+
+
+def _one_core_per_thread() -> None:
+    torch.set_num_threads(1)  # with OpenMP, of the calling thread alone
+
+
+def ordered_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[dict[str, Any]], T], groups: Iterator[list[dict[str, Any]]], *, ahead: int
+) -> Iterator[list[T]]:
+    """Apply `work` to every row in threads and yield whole groups, in order, with at most `ahead` groups in work."""
+    waiting: deque[list[Future[T]]] = deque()
+    for group in groups:
+        waiting.append([pool.submit(work, row) for row in group])
+        if len(waiting) > ahead:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
+
+
+def started(produce: Callable[[], Iterator[T]], *, depth: int) -> Iterator[T]:
+    """Run a generator in a thread, at most `depth` items ahead; it begins now, not at the first `next`.
+
+    An exception of the generator is raised where its item would have come. Dropping the result stops the thread.
+    """
+    items: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+    abandoned = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not abandoned.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in produce():
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # handed over, whatever it is
+            put((False, error))
+
+    threading.Thread(target=run, name="batches", daemon=True).start()
+
+    def consume() -> Iterator[T]:
+        try:
+            while True:
+                more, value = items.get()
+                if more:
+                    yield value
+                elif value is None:
+                    return
+                else:
+                    raise value
+        finally:
+            abandoned.set()
+
+    return consume()
+
+
+def num_decoding_threads(*, workers_on_this_machine: int, use_gpu: bool) -> int:
+    """Threads for decoding: beside a GPU all cores of the worker's share but one; two where the network has them."""
+    cores = (os.cpu_count() or 1) // workers_on_this_machine
+    return max(2, cores - 1) if use_gpu else 2

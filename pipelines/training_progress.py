@@ -1,0 +1,86 @@
+"""How a training that runs in Ray workers shows itself on the driver: a progress bar, and one line per epoch.
+
+Worker output reaches a driver late, prefixed and twice; an actor that both ends call is simpler to read.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from pipelines.progress import progress
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+
+
+class ProgressBoard:
+    """A Ray actor: the first worker writes, the driver takes."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.lines: list[str] = []
+
+    def advance(self, steps: int) -> None:
+        """Set the optimiser steps done so far, those of earlier starts included."""
+        self.steps = steps
+
+    def say(self, line: str) -> None:
+        """Leave a line for the driver's log."""
+        self.lines.append(line)
+
+    def take(self) -> tuple[int, list[str]]:
+        """Steps done so far, and the lines since the last call."""
+        lines, self.lines = self.lines, []
+        return self.steps, lines
+
+
+class SayFailures(UserCallback):
+    """Put a worker's death into the driver's log; Ray calls it in its controller."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray decides afterwards whether to start the workers again."""
+        for rank, error in sorted(worker_exceptions.items()):
+            first_line = str(error).strip().partition("\n")[0]
+            self.board.say.remote(f"worker {rank} failed ({type(error).__name__}: {first_line})")
+
+
+@contextlib.contextmanager
+def watched_board(description: str, *, total_steps: int) -> Iterator[Any]:
+    """Start a board, show what is written to it until the block ends, and yield the actor's handle."""
+    board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        with progress(description, total=total_steps, unit="steps") as advance:
+            last_round = False
+            while not last_round:
+                last_round = ended.wait(POLL_SECONDS)
+                try:
+                    steps, lines = ray.get(board.take.remote(), timeout=10)
+                except Exception:  # the cluster is going down, and fit() says why
+                    logger.debug("the progress board does not answer", exc_info=True)
+                    return
+                for line in lines:
+                    logger.info("%s", line)
+                if steps > shown:  # after a worker's death the count goes back; the bar waits
+                    advance(steps - shown)
+                    shown = steps
+
+    thread = threading.Thread(target=watch, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join(timeout=15)
+        ray.kill(board)

@@ -1,0 +1,138 @@
+"""Joint augmentation of an image and its labels: random scale, crop with ignored padding, flip, colour.
+
+The crop window is chosen in the source image first and only that window is resized: at scale 2 a quarter of the work of
+resizing the whole image. Everything stays uint8; normalisation happens later, on the device.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from segcore import IGNORE_INDEX
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """What varies between two visits of one image.
+
+    Source: Chen et al., "DeepLabv3+" (arXiv 1802.02611), section 4: scales 0.5 to 2, left-right flips, fixed crop.
+    """
+
+    crop_height: int
+    """Rows of the training crop, in pixels."""
+    crop_width: int
+    """Columns of the training crop, in pixels."""
+    scale_min: float = 0.5
+    """Smallest random zoom of the image; 1 keeps its size."""
+    scale_max: float = 2.0
+    """Largest random zoom of the image."""
+    flip: bool = True
+    """Mirror left-right with probability one half."""
+    brightness: float = 0.0
+    """Brightness factor is drawn from 1 - x to 1 + x; 0 leaves it."""
+    contrast: float = 0.0
+    """Contrast factor, likewise."""
+    saturation: float = 0.0
+    """Saturation factor, likewise."""
+    hue: float = 0.0
+    """Hue shift is drawn from -x to x, in turns of the colour wheel; at most 0.5."""
+
+    def __post_init__(self) -> None:
+        if self.crop_height < 1 or self.crop_width < 1:
+            raise ValueError(f"the crop is {self.crop_height} x {self.crop_width} pixels; both sides must be 1 or more")
+        if not 0 < self.scale_min <= self.scale_max:
+            raise ValueError(f"scales run from {self.scale_min} to {self.scale_max}; give 0 < scale_min <= scale_max")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 (off) to 1")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue is {self.hue}; give 0 (off) to 0.5 (any colour)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """One axis of a crop: source pixels `start..start+length`, resized to `resized`, then padded at both ends."""
+
+    start: int
+    length: int
+    resized: int
+    pad_before: int
+    pad_after: int
+
+
+def augment(
+    image_3HW: Tensor,
+    labels_HW: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    fill: tuple[int, int, int] = (124, 116, 104),
+) -> tuple[Tensor, Tensor]:
+    """Draw one training crop.
+
+    Args:
+        image_3HW: uint8 RGB, any size.
+        labels_HW: uint8 classes of the same size.
+        config: what varies.
+        generator: CPU generator; the result depends on nothing else.
+        fill: colour where the crop reaches beyond the image; by default the mean of ImageNet.
+
+    Returns:
+        image uint8 (3, crop_height, crop_width) and labels uint8 (crop_height, crop_width), `IGNORE_INDEX` where the
+        crop reaches beyond the image. Labels are resized by the nearest pixel: no new value appears.
+
+    Raises:
+        ValueError: image and labels differ in size.
+    """
+    if image_3HW.shape[1:] != labels_HW.shape:
+        raise ValueError(
+            f"the image has {tuple(image_3HW.shape[1:])} rows and columns and its labels {tuple(labels_HW.shape)}; "
+            "prepare the dataset again, which refuses such pairs"
+        )
+    draws = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    scale = config.scale_min + (config.scale_max - config.scale_min) * draws[0]
+    rows = _span(labels_HW.shape[0], config.crop_height, scale, draws[1])
+    columns = _span(labels_HW.shape[1], config.crop_width, scale, draws[2])
+    window = (slice(rows.start, rows.start + rows.length), slice(columns.start, columns.start + columns.length))
+    image_3HW = image_3HW[:, window[0], window[1]]
+    labels_1HW = labels_HW[None, window[0], window[1]]
+    size = [rows.resized, columns.resized]
+    if size != [rows.length, columns.length]:
+        image_3HW = F.resize_image(image_3HW, size, InterpolationMode.BILINEAR, antialias=True)
+        # nearest-exact shares bilinear's pixel centres; plain nearest shifts labels by up to half a pixel
+        labels_1HW = F.resize_mask(labels_1HW, size, InterpolationMode.NEAREST_EXACT)
+    if config.flip and draws[3] < 0.5:
+        image_3HW, labels_1HW = image_3HW.flip(-1), labels_1HW.flip(-1)
+    image_3HW = _jitter(image_3HW, config, draws[4:])
+    padding = [columns.pad_before, rows.pad_before, columns.pad_after, rows.pad_after]
+    if any(padding):
+        image_3HW = F.pad_image(image_3HW, padding, fill=list(fill))
+        labels_1HW = F.pad_mask(labels_1HW, padding, fill=IGNORE_INDEX)
+    return image_3HW.contiguous(), labels_1HW[0].contiguous()
+
+
+def _span(source: int, crop: int, scale: float, draw: float) -> _Span:
+    """Place a crop of `crop` output pixels on an axis of `source` pixels; `draw` in [0, 1) decides where."""
+    length = max(1, round(crop / scale))
+    if length <= source:
+        return _Span(int(draw * (source - length + 1)), length, crop, 0, 0)
+    resized = min(crop, max(1, round(source * scale)))
+    before = int(draw * (crop - resized + 1))
+    return _Span(0, source, resized, before, crop - resized - before)
+
+
+def _jitter(image_3HW: Tensor, config: AugmentConfig, draws: list[float]) -> Tensor:
+    """Change colours; each draw in [0, 1) becomes a factor around 1, or a shift around 0 for the hue."""
+    brightness, contrast, saturation, hue = (2 * draw - 1 for draw in draws)
+    if config.brightness:
+        image_3HW = F.adjust_brightness_image(image_3HW, 1 + config.brightness * brightness)
+    if config.contrast:
+        image_3HW = F.adjust_contrast_image(image_3HW, 1 + config.contrast * contrast)
+    if config.saturation:
+        image_3HW = F.adjust_saturation_image(image_3HW, 1 + config.saturation * saturation)
+    if config.hue:
+        image_3HW = F.adjust_hue_image(image_3HW, config.hue * hue)
+    return image_3HW

@@ -1,0 +1,314 @@
+"""Images in, class maps and how sure the network was out: whole images or a sliding window, several scales, mirrored.
+
+Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image; from there on
+an image is worked off in strips of rows, so that class probabilities at the image's full size never exist at once.
+Everything happens on the model's device; class maps of one byte per pixel and a few numbers per image come back.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segcore.layers import resize
+
+STRIP_BYTES_CPU = 2**20  # probabilities of a strip stay in the cache of one core: three times faster than whole images
+STRIP_BYTES_GPU = 2**26
+CONFIDENCE_BINS = 1000
+LOW_PERCENTILE = 0.05
+SMALLEST_PROBABILITY = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferenceConfig:
+    """How a network is shown an image; part of a mask's identity."""
+
+    mode: Literal["whole", "sliding"] = "whole"
+    """Whole images, or square windows whose probabilities are averaged where they overlap."""
+
+    short_side_px: int = 0
+    """Resize the image so that its shorter side has this many pixels before the network sees it; 0 = its own size.
+    Masks always have the image's own size."""
+
+    window_px: int = 512
+    """Side of a sliding window; an image smaller than this is one window."""
+
+    stride_fraction: float = 2 / 3
+    """Largest step between two windows, as a fraction of the window."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on that size; probabilities are averaged over all of them."""
+
+    flip: bool = False
+    """Average with the mirror image as well."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the network; probabilities are float32 in either case."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("whole", "sliding"):
+            raise ValueError(f"inference mode is {self.mode!r}; expected 'whole' or 'sliding'")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision is {self.precision!r}; expected 'float32' or 'bfloat16'")
+        if self.short_side_px < 0 or self.window_px < 1:
+            raise ValueError(
+                f"short_side_px is {self.short_side_px} and window_px {self.window_px}; expected >= 0 and >= 1 pixels"
+            )
+        if not 0 < self.stride_fraction <= 1:
+            raise ValueError(f"stride_fraction is {self.stride_fraction}; above 1 windows leave gaps: expected (0, 1]")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales are {self.scales}; expected at least one, each above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Predictions:
+    """What the network said of a batch. Probabilities are those after averaging.
+
+    Attributes:
+        predictions_NHW: argmax over classes, uint8, at the images' size.
+        class_pixels_NC: predicted pixels per class, int64.
+        mean_confidence_N: mean over pixels of the largest probability.
+        low_confidence_N: its 5th percentile, to 1 / `CONFIDENCE_BINS`.
+        mean_entropy_N: mean over pixels of -sum(p ln p), in nats, 0 to ln C.
+        mean_margin_N: mean over pixels of the largest minus the second largest probability; 1 where C = 1.
+        class_confidence_NC: mean largest probability over the pixels of each predicted class; NaN without any.
+    """
+
+    predictions_NHW: NDArray[np.uint8]
+    class_pixels_NC: NDArray[np.int64]
+    mean_confidence_N: NDArray[np.float64]
+    low_confidence_N: NDArray[np.float64]
+    mean_entropy_N: NDArray[np.float64]
+    mean_margin_N: NDArray[np.float64]
+    class_confidence_NC: NDArray[np.float64]
+
+
+def predict(
+    model: nn.Module,
+    images_N3HW: Tensor,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    config: InferenceConfig,
+) -> Predictions:
+    """Segment uint8 RGB images of one size.
+
+    Args:
+        model: obeys `SegmentationModel`, in evaluation mode; its device does the work.
+        images_N3HW: uint8, on any device, in any memory layout.
+        mean: of the network's input per channel, in units of 1 (image / 255).
+        std: likewise.
+        config: see `InferenceConfig`.
+    """
+    height, width = images_N3HW.shape[-2:]
+    with torch.inference_mode():
+        scores_NChw, are_logits = _scores(model, images_N3HW, mean, std, config)
+        pieces = [
+            _describe(scores_Chw, are_logits=are_logits, height=height, width=width) for scores_Chw in scores_NChw
+        ]
+    predictions_HW, class_pixels_C, sums, low, class_confidence_C = zip(*pieces, strict=True)
+    means_N3 = np.stack(sums) / (height * width)
+    return Predictions(
+        predictions_NHW=np.stack(predictions_HW),
+        class_pixels_NC=np.stack(class_pixels_C),
+        mean_confidence_N=means_N3[:, 0],
+        low_confidence_N=np.array(low),
+        mean_entropy_N=means_N3[:, 1],
+        mean_margin_N=means_N3[:, 2],
+        class_confidence_NC=np.stack(class_confidence_C),
+    )
+
+
+def class_probabilities(
+    model: nn.Module,
+    images_N3HW: Tensor,
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    config: InferenceConfig,
+) -> Tensor:
+    """Averaged class probabilities at the images' size, (N,C,H,W) float32 on the model's device; see `predict`.
+
+    For label maps use `predict`, which never holds this tensor.
+    """
+    height, width = images_N3HW.shape[-2:]
+    with torch.inference_mode():
+        scores_NChw, are_logits = _scores(model, images_N3HW, mean, std, config)
+        return resize(scores_NChw.softmax(dim=1) if are_logits else scores_NChw, height=height, width=width)
+
+
+def working_size(height: int, width: int, *, short_side_px: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is resized to `short_side_px` (0: left alone)."""
+    if short_side_px == 0:
+        return height, width
+    factor = short_side_px / min(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def count_windows(height: int, width: int, config: InferenceConfig) -> int:
+    """Network inputs that one image of this size takes: windows times scales times mirror images."""
+    total = 0
+    for scaled_height, scaled_width in _scaled_sizes(height, width, config):
+        total += len(list(_windows(scaled_height, scaled_width, config)))
+    return total * (2 if config.flip else 1)
+
+
+def _scores(
+    model: nn.Module,
+    images_N3HW: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    config: InferenceConfig,
+) -> tuple[Tensor, bool]:
+    """Scores at the one size where everything is averaged, and whether they are logits (nothing had to be averaged)."""
+    images = _normalised(images_N3HW, mean, std, next(model.parameters()).device)
+    height, width = images.shape[-2:]
+    sizes = _scaled_sizes(height, width, config)
+    if config.mode == "whole" and len(sizes) == 1 and not config.flip:
+        return _logits(model, _resized(images, *sizes[0]), config), True
+    # The largest scale, but no larger than the image as the network sees it at scale 1: more would only interpolate.
+    reference = min(max(sizes), working_size(height, width, short_side_px=config.short_side_px))
+    total: Tensor | None = None
+    for size in sizes:
+        scaled = _resized(images, *size)
+        for flipped in (False, True) if config.flip else (False,):
+            probabilities = _windowed_probabilities(model, scaled.flip(-1) if flipped else scaled, config)
+            probabilities = probabilities.flip(-1) if flipped else probabilities
+            probabilities = resize(probabilities, height=reference[0], width=reference[1])
+            total = probabilities if total is None else total.add_(probabilities)
+    assert total is not None
+    return total.div_(len(sizes) * (2 if config.flip else 1)), False
+
+
+def _windowed_probabilities(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:
+    """Probabilities (N,C,H,W), averaged where windows overlap."""
+    height, width = images_N3HW.shape[-2:]
+    windows = list(_windows(height, width, config))
+    if len(windows) == 1:
+        return _logits(model, images_N3HW, config).softmax(dim=1)
+    total: Tensor | None = None
+    count_HW = images_N3HW.new_zeros(height, width)
+    for rows, columns in windows:
+        probabilities = _logits(model, images_N3HW[:, :, rows, columns], config).softmax(dim=1)
+        if total is None:
+            total = probabilities.new_zeros(len(images_N3HW), probabilities.shape[1], height, width)
+        total[:, :, rows, columns] += probabilities
+        count_HW[rows, columns] += 1
+    assert total is not None
+    return total.div_(count_HW)
+
+
+def _windows(height: int, width: int, config: InferenceConfig) -> Iterator[tuple[slice, slice]]:
+    """Windows that cover the image, evenly spread, none further apart than the stride."""
+    if config.mode == "whole":
+        yield slice(0, height), slice(0, width)
+        return
+    for row in _starts(height, config):
+        for column in _starts(width, config):
+            yield slice(row, row + config.window_px), slice(column, column + config.window_px)
+
+
+def _starts(length: int, config: InferenceConfig) -> list[int]:
+    stride = max(1, int(config.window_px * config.stride_fraction))
+    gap = max(0, length - config.window_px)
+    steps = math.ceil(gap / stride)
+    return [round(gap * step / steps) for step in range(steps + 1)] if steps else [0]
+
+
+def _scaled_sizes(height: int, width: int, config: InferenceConfig) -> list[tuple[int, int]]:
+    height, width = working_size(height, width, short_side_px=config.short_side_px)
+    return [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in config.scales]
+
+
+def _normalised(
+    images_N3HW: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> Tensor:
+    """Float images on `device`, channels last: what decoders deliver, and a third faster for CPUs and tensor cores."""
+    images = images_N3HW.to(device)  # as bytes, a quarter of the floats
+    images = images.to(torch.float32, memory_format=torch.channels_last)
+    mean_1311 = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
+    std_1311 = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
+    return images.sub_(mean_1311).div_(std_1311)
+
+
+def _resized(images_N3HW: Tensor, height: int, width: int) -> Tensor:
+    if images_N3HW.shape[-2:] == (height, width):
+        return images_N3HW
+    return F.interpolate(images_N3HW, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _logits(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:
+    use_bfloat16 = config.precision == "bfloat16"
+    with torch.autocast(images_N3HW.device.type, dtype=torch.bfloat16, enabled=use_bfloat16):
+        logits_NCHW: Tensor = model(images_N3HW).logits_NCHW
+    return logits_NCHW.float()
+
+
+def _describe(
+    scores_Chw: Tensor, *, are_logits: bool, height: int, width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64], float, NDArray[np.float64]]:
+    """Class map of one image at its own size, and the sums behind `Predictions`; strip by strip."""
+    num_classes = len(scores_Chw)
+    device = scores_Chw.device
+    rank_C1 = torch.arange(num_classes, 0, -1, dtype=torch.float32, device=device).view(-1, 1)
+    predictions_HW = torch.empty(height, width, dtype=torch.uint8, device=device)
+    sums_3 = torch.zeros(3, dtype=torch.float64, device=device)
+    bins = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
+    pixels_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
+    confidence_C = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    budget = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
+    rows = max(1, budget // (4 * num_classes * width))
+    for start in range(0, height, rows):
+        stop = min(height, start + rows)
+        p_CM = _probability_rows(scores_Chw, are_logits, start, stop, height, width)
+        largest_M = p_CM.amax(dim=0)
+        # argmax(dim=0), which takes ten times longer on a CPU: classes below the largest fall far below every rank,
+        # and of equal ones the first has the highest rank.
+        best_rank_M = torch.add(rank_C1, p_CM - largest_M, alpha=1e30).amax(dim=0)
+        class_M = (num_classes - best_rank_M).long()
+        entropy = -torch.dot(p_CM.view(-1), p_CM.clamp_min(SMALLEST_PROBABILITY).log_().view(-1))
+        p_CM.scatter_(0, class_M[None], 0.0)
+        margin_M = largest_M - p_CM.amax(dim=0)
+        predictions_HW[start:stop] = class_M.view(stop - start, width)
+        sums_3 += torch.stack([largest_M.sum(), entropy, margin_M.sum()])
+        bins += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
+        pixels_C += torch.bincount(class_M, minlength=num_classes)
+        confidence_C += torch.bincount(class_M, weights=largest_M.double(), minlength=num_classes)
+    low_bin = int(torch.searchsorted(bins.cumsum(0), LOW_PERCENTILE * height * width))
+    return (
+        predictions_HW.cpu().numpy(),
+        pixels_C.cpu().numpy(),
+        sums_3.cpu().numpy(),
+        (low_bin + 0.5) / CONFIDENCE_BINS,
+        (confidence_C / pixels_C).cpu().numpy(),
+    )
+
+
+def _probability_rows(scores_Chw: Tensor, are_logits: bool, start: int, stop: int, height: int, width: int) -> Tensor:
+    """Probabilities (C, M) of rows `start..stop-1` of the image at its own size, M = rows * width; a fresh tensor.
+
+    The same numbers as resizing the whole map: bilinear resizing is rows first, columns second.
+    """
+    num_classes, score_height, score_width = scores_Chw.shape
+    if (score_height, score_width) == (height, width):
+        rows_Crw = scores_Chw[:, start:stop]
+        if are_logits:
+            return rows_Crw.contiguous().view(num_classes, -1).softmax(dim=0)
+        return rows_Crw.clone(memory_format=torch.contiguous_format).view(num_classes, -1)
+    centre_r = (torch.arange(start, stop, device=scores_Chw.device) + 0.5) * (score_height / height) - 0.5
+    centre_r = centre_r.clamp(0, score_height - 1)
+    above_r = centre_r.floor().long()
+    below_r = (above_r + 1).clamp(max=score_height - 1)
+    first, last = int(above_r[0]), int(below_r[-1])
+    needed_Crw = scores_Chw[:, first : last + 1].contiguous()
+    if are_logits:
+        needed_Crw = needed_Crw.softmax(dim=0)
+    weight_r1 = (centre_r - above_r)[:, None]
+    rows_Crw = torch.lerp(needed_Crw[:, above_r - first], needed_Crw[:, below_r - first], weight_r1)
+    return resize(rows_Crw[None], height=stop - start, width=width)[0].contiguous().view(num_classes, -1)

@@ -1,0 +1,289 @@
+"""Compiled kernels of `label_blocks`: find the corners of each label block, add their outer product.
+
+A label map lies in memory as 8-byte words, so that eight pixels are compared with the row above at once. Most blocks of
+real label maps are of one class; they are recognised word by word and cost one count.
+
+Here a block is addressed by the index of its first word, an entry is a non-zero of u (see `label_blocks`), and a tile
+is the part of sum u u^T that belongs to one pair of classes.
+
+Unsigned indices spare numba's check for negative ones.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from segcore import IGNORE_INDEX
+
+WORD_BYTES = 8
+_IGNORE = np.uint8(IGNORE_INDEX)
+_NO_BIT = np.uint64(0)
+_BYTE = np.uint64(8)
+_LAST_BYTE = np.uint64(56)
+_FULL_BYTE = np.uint64(255)
+
+# De Bruijn multiplication finds the lowest set bit of a word: numba has no public count of trailing zeros.
+_DE_BRUIJN = 0x03F79D71B4CB0A89
+_MULTIPLIER = np.uint64(_DE_BRUIJN)
+_TOP_SIX_BITS = np.uint64(58)
+_BYTE_OF_BIT = np.zeros(64, np.int64)
+for _bit in range(64):
+    _BYTE_OF_BIT[((1 << _bit) * _DE_BRUIJN & (2**64 - 1)) >> 58] = _bit // 8
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _kernel(function: Function) -> Function:
+    """Compile at the first call, without the interpreter lock: threads of one process work side by side.
+
+    Compiled code is kept beside this file or in the user's cache, so that only the first process on a machine spends
+    some seconds on it; an installation without any writable place compiles in each process.
+    """
+    try:
+        return cast(Function, numba.njit(function, nogil=True, cache=True))
+    except RuntimeError:  # numba: "cannot cache function: no locator available"
+        return cast(Function, numba.njit(function, nogil=True))
+
+
+class LabelWords(NamedTuple):
+    """A label map whose block rows are whole words; `labels` and `words` are the same memory."""
+
+    labels: NDArray[np.uint8]
+    words: NDArray[np.uint64]
+    words_per_row: int
+    words_per_block: int
+    block_side: int
+    num_classes: int
+
+
+class Entries(NamedTuple):
+    """Entries of one block in scan order: class, position row*R + column, value."""
+
+    classes: NDArray[np.uint8]
+    positions: NDArray[np.int32]
+    values: NDArray[np.int32]
+
+
+class ClassEntries(NamedTuple):
+    """The same by class: positions and values C x R*R, their numbers, and the classes that have any."""
+
+    positions: NDArray[np.int32]
+    values: NDArray[np.int32]
+    sizes: NDArray[np.int64]
+    present: NDArray[np.int64]
+
+
+def label_words(padded_HW: NDArray[np.uint8], *, block_side: int, num_classes: int) -> LabelWords:
+    """Lay out a label map, whose sides R divides, in words.
+
+    Where 8 does not divide R, each block row is lengthened by repeats of its last pixel: a repeated column has no
+    corners, so the statistics do not see it.
+    """
+    height, width = padded_HW.shape
+    extra = -block_side % WORD_BYTES
+    if extra:
+        rows = padded_HW.reshape(height, width // block_side, block_side)
+        padded_HW = np.pad(rows, ((0, 0), (0, 0), (0, extra)), mode="edge")
+    labels = np.ascontiguousarray(padded_HW).reshape(-1).view()
+    labels.setflags(write=False)  # numba compiles for read-only arrays apart: with one kind, it compiles once
+    return LabelWords(
+        labels=labels,
+        words=labels.view(np.uint64),
+        words_per_row=labels.size // height // WORD_BYTES,
+        words_per_block=(block_side + extra) // WORD_BYTES,
+        block_side=block_side,
+        num_classes=num_classes,
+    )
+
+
+@_kernel
+def accumulate(
+    block_map: LabelWords,
+    corner_tiles: NDArray[np.int32],
+    pixel_tiles: NDArray[np.int32],
+    tile_starts_CC: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Add every block of a map to the tiles; returns how many have a valid pixel, and how many are noise-like."""
+    area, num_classes = block_map.block_side**2, block_map.num_classes
+    room = 4 * area + 1  # four entries a pixel, and one written past the end before it is known to be zero
+    entries = Entries(np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32))
+    by_class = ClassEntries(
+        np.empty((num_classes, area), np.int32),
+        np.empty((num_classes, area), np.int32),
+        np.zeros(num_classes, np.int64),
+        np.empty(num_classes + 1, np.int64),
+    )
+    changes = np.empty(block_map.words_per_row, np.uint64)
+    num_blocks = num_noisy = 0
+    for top in range(0, block_map.words.size, block_map.words_per_row * block_map.block_side):
+        _mark_changes(block_map, top, changes)
+        for column in range(0, block_map.words_per_row, block_map.words_per_block):
+            first = top + column
+            if _is_constant(block_map, first, changes[column : column + block_map.words_per_block]):
+                label = block_map.labels[first * WORD_BYTES]
+                if label < num_classes:
+                    corner_tiles[tile_starts_CC[label, label]] += 1
+                    num_blocks += 1
+                continue
+            num_entries = _list_corners(block_map, first, entries)
+            noisy = num_entries > area
+            if noisy:
+                num_entries = _list_pixels(block_map, first, entries)
+            num_present = _sort_by_class(entries, num_entries, by_class)
+            if num_present:
+                _add_outer(pixel_tiles if noisy else corner_tiles, tile_starts_CC, area, by_class, num_present)
+                num_blocks += 1
+                num_noisy += noisy
+    return num_blocks, num_noisy
+
+
+@_kernel
+def _mark_changes(block_map: LabelWords, top: int, changes: NDArray[np.uint64]) -> None:
+    """Per word column of a row of blocks: non-zero where a pixel differs from the one above. LLVM vectorises it."""
+    changes[:] = 0
+    stride = block_map.words_per_row
+    for row in range(1, block_map.block_side):
+        here = block_map.words[top + row * stride : top + (row + 1) * stride]
+        above = block_map.words[top + (row - 1) * stride : top + row * stride]
+        for x in range(stride):
+            changes[x] |= here[x] ^ above[x]
+
+
+@_kernel
+def _is_constant(block_map: LabelWords, first: int, changes: NDArray[np.uint64]) -> bool:
+    word = block_map.words[first]
+    if word != ((word << _BYTE) | (word & _FULL_BYTE)):
+        return False
+    different = _NO_BIT
+    for i in range(changes.size):
+        different |= changes[i] | (block_map.words[first + i] ^ word)
+    return bool(different == _NO_BIT)
+
+
+@_kernel
+def _list_corners(block_map: LabelWords, first: int, entries: Entries) -> int:
+    """List the non-zeros of u for one block; returns their number.
+
+    Only pixels can be corners at which, in this column or the one before, something differs from the row above. Words
+    are compared first, so a row that equals the one above costs one comparison per word.
+    """
+    labels, words, stride = block_map.labels, block_map.words, block_map.words_per_row
+    count = 0
+    for row in range(block_map.block_side):
+        before = _FULL_BYTE if row == 0 else _NO_BIT
+        for w in range(block_map.words_per_block):
+            at = first + row * stride + w
+            if row == 0:  # above the block all is absent: corners are where the pixel to the left differs or is absent
+                changed = words[at] ^ ((words[at] << _BYTE) | before)
+                changed |= _FULL_BYTE if w == 0 else _NO_BIT
+                before = words[at] >> _LAST_BYTE
+            else:
+                different = words[at] ^ words[at - stride]
+                changed = different | (different << _BYTE) | before
+                before = different >> _LAST_BYTE
+            while changed:
+                byte = _BYTE_OF_BIT[((changed & (~changed + np.uint64(1))) * _MULTIPLIER) >> _TOP_SIX_BITS]
+                changed &= ~(_FULL_BYTE << np.uint64(8 * byte))
+                here, column = at * WORD_BYTES + byte, w * WORD_BYTES + byte
+                above = here - stride * WORD_BYTES if row > 0 else here
+                count = _emit_corner(
+                    entries,
+                    count,
+                    row * block_map.block_side + column,
+                    block_map.num_classes,
+                    labels[np.uintp(here)],
+                    labels[np.uintp(above)] if row > 0 else _IGNORE,
+                    labels[np.uintp(here - 1)] if column > 0 else _IGNORE,
+                    labels[np.uintp(above - 1)] if row > 0 and column > 0 else _IGNORE,
+                )
+    return count
+
+
+@_kernel
+def _emit_corner(
+    entries: Entries,
+    count: int,
+    position: int,
+    num_classes: int,
+    here: np.uint8,
+    above: np.uint8,
+    left: np.uint8,
+    diagonal: np.uint8,
+) -> int:
+    """+e_here - e_above - e_left + e_diagonal of a pixel: equal classes merged, zeros and ignored pixels left out.
+
+    Written without branches: along the border of a region a processor guesses every second one wrong.
+    """
+    value = 1 - (above == here) - (left == here) + (diagonal == here)
+    count = _emit(entries, count, here, position, value, num_classes)
+    value = (above != here) * ((diagonal == above) - (left == above) - 1)
+    count = _emit(entries, count, above, position, value, num_classes)
+    value = (left != here) * (left != above) * ((diagonal == left) - 1)
+    count = _emit(entries, count, left, position, value, num_classes)
+    value = (diagonal != here) * (diagonal != above) * (diagonal != left)
+    return _emit(entries, count, diagonal, position, value, num_classes)
+
+
+@_kernel
+def _emit(entries: Entries, count: int, label: np.uint8, position: int, value: int, num_classes: int) -> int:
+    """Write an entry; it stays only if it is of a class and not zero."""
+    entries.classes[count] = label
+    entries.positions[count] = position
+    entries.values[count] = value
+    return count + int((value != 0) & (label < num_classes))
+
+
+@_kernel
+def _list_pixels(block_map: LabelWords, first: int, entries: Entries) -> int:
+    """List the valid pixels of one block, with value 1; returns their number."""
+    count = 0
+    for row in range(block_map.block_side):
+        start = (first + row * block_map.words_per_row) * WORD_BYTES
+        for column in range(block_map.block_side):
+            position = row * block_map.block_side + column
+            count = _emit(entries, count, block_map.labels[start + column], position, 1, block_map.num_classes)
+    return count
+
+
+@_kernel
+def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries) -> int:
+    """Put the entries of each class together, in scan order; returns the number of classes."""
+    num_present = 0
+    for i in range(num_entries):
+        label = entries.classes[i]
+        size = by_class.sizes[label]
+        by_class.present[num_present] = label
+        num_present += size == 0
+        by_class.positions[label, size] = entries.positions[i]
+        by_class.values[label, size] = entries.values[i]
+        by_class.sizes[label] = size + 1
+    return num_present
+
+
+@_kernel
+def _add_outer(
+    tiles: NDArray[np.int32], tile_starts_CC: NDArray[np.int64], area: int, by_class: ClassEntries, num_present: int
+) -> None:
+    """tiles += u u^T, each unordered pair of entries once; empties the lists of the classes."""
+    sizes, present = by_class.sizes, by_class.present
+    for i in range(num_present):
+        a = present[i]
+        positions_a, values_a = by_class.positions[a], by_class.values[a]
+        for s in range(sizes[a]):
+            row = tile_starts_CC[a, a] + positions_a[s] * area
+            for t in range(s, sizes[a]):
+                tiles[np.uintp(row + positions_a[t])] += values_a[s] * values_a[t]
+        for j in range(i + 1, num_present):
+            low, high = min(a, present[j]), max(a, present[j])
+            positions_low, values_low = by_class.positions[low], by_class.values[low]
+            positions_high, values_high = by_class.positions[high], by_class.values[high]
+            for s in range(sizes[low]):
+                row = tile_starts_CC[low, high] + positions_low[s] * area
+                for t in range(sizes[high]):
+                    tiles[np.uintp(row + positions_high[t])] += values_low[s] * values_high[t]
+    for i in range(num_present):
+        sizes[present[i]] = 0

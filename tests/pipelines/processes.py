@@ -1,0 +1,40 @@
+"""Processes below one of our own, from /proc, so that a test kills nobody else's."""
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="finds the processes of a job in /proc, which this system has not"
+)
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of the processes below `pid`."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            fields = stat.read_text().rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
+
+
+def command_of(pid: int) -> str:
+    """Command line of a process; Ray's workers write there what they run. Empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL, where they still run."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,120 @@
+"""A model folder comes back as it was written, and a broken one is refused by name."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines import storage
+from pipelines.checkpoints import (
+    InputPolicy,
+    ModelCard,
+    card_from_dict,
+    card_to_dict,
+    load_model,
+    read_card,
+    save_model,
+)
+from segcore.models import DeepLabV3PlusConfig, build_model
+
+CONFIG = DeepLabV3PlusConfig(
+    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_channels=0, decoder_channels=16
+)
+
+
+def make_card() -> ModelCard:
+    return ModelCard(
+        model_config=CONFIG,
+        class_names=("sky", "road", "tree"),
+        palette=((0, 0, 1), (2, 3, 4), (5, 6, 255)),
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        dataset_digest="d" * 64,
+        label_pca_digest=None,
+        recipe={"epochs": 3, "model": {"network": "deeplab_v3plus"}},
+        scores={"val/mean_iou": 0.5},
+        input_policy=InputPolicy(image_height=240, image_width=320, crop_height=192, crop_width=256),
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(CONFIG, 3).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, network: nn.Module) -> str:
+    uri = str(tmp_path / "model")
+    save_model(uri, network, make_card())
+    return uri
+
+
+def test_a_model_folder_comes_back_equal(folder: str, network: nn.Module) -> None:
+    bundle = load_model(folder)
+    assert bundle.card == make_card()
+    assert not bundle.model.training
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert torch.equal(bundle.model(images).logits_NCHW, network(images).logits_NCHW)
+
+
+def test_the_digest_is_of_the_content_and_not_of_the_place_or_time(
+    folder: str, network: nn.Module, tmp_path: Path
+) -> None:
+    again = save_model(str(tmp_path / "elsewhere"), network, make_card())
+    assert again == load_model(folder).digest == read_card(folder)[1]
+    other = dataclasses.replace(make_card(), std=(0.4, 0.5, 0.7))
+    assert save_model(str(tmp_path / "other"), network, other) != again
+
+
+def test_nothing_in_the_folder_is_a_pickle(folder: str) -> None:
+    assert sorted(Path(uri).name for uri in storage.list_files(folder)) == [
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+    ]
+    assert not any(Path(uri).read_bytes()[:2] in (b"PK", b"\x80\x02") for uri in storage.list_files(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(folder: str, name: str) -> None:
+    Path(folder, name).unlink()
+    with pytest.raises(ValueError, match=f"misses {name}, which its manifest lists"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_byte_is_noticed(folder: str, name: str) -> None:
+    path = Path(folder, name)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=rf"{name} has changed since it was written"):
+        load_model(folder)
+
+
+def test_a_folder_without_a_manifest_is_not_a_model(folder: str) -> None:
+    Path(folder, "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no manifest.json.*jobs/train.py"):
+        load_model(folder)
+
+
+def test_a_card_of_another_version_says_what_differs() -> None:
+    values = card_to_dict(make_card()) | {"colour_space": "lab"}
+    del values["mean"]
+    with pytest.raises(ValueError, match="misses or adds: colour_space, mean"):
+        card_from_dict(values)
+
+
+def test_every_class_needs_a_colour() -> None:
+    with pytest.raises(ValueError, match="3 class names and 1 colours"):
+        dataclasses.replace(make_card(), palette=((0, 0, 0),))
+
+
+def test_a_model_folder_may_lie_behind_any_fsspec_uri(network: nn.Module) -> None:
+    uri = "memory://models/street"
+    digest = save_model(uri, network, make_card())
+    assert load_model(uri).digest == digest

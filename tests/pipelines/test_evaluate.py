@@ -1,0 +1,268 @@
+"""An evaluation equals a plain loop over the images, for any number of workers, and refuses what it cannot compare."""
+
+import dataclasses
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines import storage, tracking
+from pipelines.checkpoints import load_model
+from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
+from pipelines.evaluation_report import choose_examples
+from pipelines.evaluation_scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, cut_slices, read_rows
+from pipelines.manifests import read_manifest
+from pipelines.shards import open_dataset
+from segcore import IGNORE_INDEX
+from segcore.inference import InferenceConfig
+from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
+
+PAIRS = random_pairs(7, seed=1, sizes=((48, 64), (48, 64), (40, 70)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset and model for the tests of this module."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_dataset(folder / "data", PAIRS, images_per_part=4)
+    write_model(folder / "run" / "model")
+    return folder
+
+
+def config(folder: Path, **changes: object) -> EvaluateConfig:
+    base = EvaluateConfig(
+        model=str(folder / "run" / "model"),
+        data=str(folder / "data"),
+        output=str(folder / "one"),
+        workers=1,
+        examples=2,
+        experiment="evaluations",
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # names of fields
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder: Path, ray_session: None) -> EvaluateResult:
+    """One worker, after a training run that left the model; see the tests below."""
+    tracking.connect(f"sqlite:///{folder}/mlflow.db")
+    tags = {tracking.MODEL_FOLDER_TAG: str(folder / "run" / "model")}
+    with tracking.tracked_run(experiment="evaluations", name="street", job="train", parameters={}, tags=tags):
+        pass
+    return evaluate(config(folder))
+
+
+def confusion_of(output: str) -> NDArray[np.int64]:
+    pixels = pq.read_table(f"{output}/confusion.parquet")["pixels"].to_numpy()
+    return np.asarray(pixels, dtype=np.int64).reshape(len(CLASS_NAMES), len(CLASS_NAMES))
+
+
+def counted_in_a_loop(folder: Path) -> list[NDArray[np.int64]]:
+    """Confusion of each image by the plainest code."""
+    bundle = load_model(str(folder / "run" / "model"))
+    mean, std = (np.array(values, dtype=np.float32) * 255 for values in (bundle.card.mean, bundle.card.std))
+    confusions = []
+    for pixels_HW3, labels_HW in PAIRS:
+        image = torch.from_numpy((pixels_HW3.astype(np.float32) - mean) / std).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            guess_HW = bundle.model(image).logits_NCHW[0].argmax(0).numpy()
+        confusion_CC = np.zeros((4, 4), dtype=np.int64)
+        valid = labels_HW != IGNORE_INDEX
+        np.add.at(confusion_CC, (labels_HW[valid], guess_HW[valid]), 1)
+        confusions.append(confusion_CC)
+    return confusions
+
+
+def test_confusion_and_images_equal_a_plain_loop(folder: Path, evaluated: EvaluateResult) -> None:
+    expected = counted_in_a_loop(folder)
+    # a pixel or two may round to another class: the loop runs on another number of threads
+    assert np.abs(confusion_of(evaluated.output) - sum(expected)).sum() <= 4
+    images = pq.read_table(f"{evaluated.output}/images.parquet")
+    assert images.schema.equals(IMAGES_SCHEMA)
+    assert images["image_id"].to_pylist() == [f"scene/{index:03d}" for index in range(7)]
+    assert images["valid_pixels"].to_pylist() == [int(each.sum()) for each in expected]
+    np.testing.assert_allclose(images["intersection"].to_pylist(), [np.diag(each) for each in expected], atol=2)
+    for mean_iou, each in zip(images["mean_iou"].to_pylist(), expected, strict=True):
+        union_C = each.sum(0) + each.sum(1) - np.diag(each)
+        assert mean_iou == pytest.approx(np.mean(np.diag(each)[union_C > 0] / union_C[union_C > 0]), abs=1e-3)
+
+
+def test_scores_follow_from_the_confusion_and_never_average_averages(evaluated: EvaluateResult) -> None:
+    total = confusion_of(evaluated.output)
+    union_C = total.sum(0) + total.sum(1) - np.diag(total)
+    saved = storage.read_json(f"{evaluated.output}/scores.json")
+    assert saved["pixel_accuracy"] == pytest.approx(np.trace(total) / total.sum())
+    assert saved["mean_iou"] == pytest.approx(np.mean((np.diag(total) / union_C)[union_C > 0]))
+    assert saved["iou/road"] == pytest.approx(total[1, 1] / union_C[1])
+    assert saved["mean_iou"] == evaluated.scores["mean_iou"]
+    assert f"mIoU {100 * saved['mean_iou']:.2f} %" in evaluated.closing_line
+
+
+def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: EvaluateResult) -> None:
+    other = evaluate(config(folder, workers=2, output=str(folder / "two"), examples=0))
+    assert (confusion_of(other.output) == confusion_of(evaluated.output)).all()
+    tables = [pq.read_table(f"{each.output}/images.parquet").drop_columns("network_ms") for each in (evaluated, other)]
+    assert tables[0].equals(tables[1])
+    assert other.scores == evaluated.scores
+
+
+def test_every_file_is_listed_in_the_manifest_with_its_digest(folder: Path, evaluated: EvaluateResult) -> None:
+    manifest = read_manifest(evaluated.output, kind="evaluation")
+    found = {path.removeprefix(f"{evaluated.output}/") for path in storage.list_files(evaluated.output)}
+    assert found == {*manifest["files"], "manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert storage.sha256(storage.read_bytes(f"{evaluated.output}/{name}")) == entry["sha256"]
+    assert manifest["identity"]["dataset_digest"] == open_dataset(str(folder / "data")).digest
+    assert manifest["identity"]["model_digest"] == load_model(str(folder / "run" / "model")).digest
+
+
+def test_pictures_show_best_median_and_worst(evaluated: EvaluateResult) -> None:
+    names = [path.rsplit("/", 1)[1] for path in storage.list_files(f"{evaluated.output}/overlays")]
+    assert [name.split("-scene_")[0] for name in names] == [
+        f"{kind}-{n}" for kind in ("best", "median", "worst") for n in (1, 2)
+    ]
+    for path in storage.list_files(f"{evaluated.output}/overlays"):
+        assert Image.open(io.BytesIO(storage.read_bytes(path))).width > 4 * 64
+    page = storage.read_bytes(evaluated.page).decode()
+    assert all(words in page for words in ("Best images", "Median images", "Worst images", "tree (tall)"))
+
+
+def test_images_table_opens_in_duckdb(evaluated: EvaluateResult) -> None:
+    query = f"SELECT sum(valid_pixels), avg(mean_iou), count(*) FROM '{evaluated.output}/images.parquet'"
+    answer = duckdb.sql(query)
+    assert answer is not None
+    valid_pixels, mean_iou, rows = answer.fetchall()[0]
+    assert (valid_pixels, rows) == (confusion_of(evaluated.output).sum(), 7)
+    assert 0 < mean_iou < 1
+
+
+def test_run_in_mlflow_has_scores_origins_and_its_training_run(folder: Path, evaluated: EvaluateResult) -> None:
+    runs = {run.run_id: run for run in tracking.find_runs(experiment="evaluations", job=None)}
+    run = runs[evaluated.run_id]
+    assert (run.name, run.status, run.tags[tracking.JOB_TAG]) == ("street on val", "FINISHED", "evaluate")
+    assert run.metrics["eval/val/mean_iou"] == evaluated.scores["mean_iou"]
+    assert run.metrics["eval/val/iou/tree _tall_"] == evaluated.scores["iou/tree (tall)"]
+    assert run.metrics["eval/images_per_second"] > 0
+    assert runs[run.tags["segpipe.train_run_id"]].name == "street"
+    assert run.tags[tracking.DATASET_DIGEST_TAG] == open_dataset(str(folder / "data")).digest
+
+
+def test_finished_evaluation_is_returned_and_another_is_not_overwritten(
+    folder: Path, evaluated: EvaluateResult
+) -> None:
+    assert evaluate(config(folder)) == evaluated
+    other = write_model(folder / "other", seed=5)
+    with pytest.raises(ValueError, match=r"holds the evaluation of another model_digest .*--overwrite"):
+        evaluate(config(folder, model=other))
+    assert evaluate(config(folder)) == evaluated, "the refused evaluation must leave the folder as it was"
+
+
+def test_different_class_tables_are_refused(folder: Path) -> None:
+    model = write_model(folder / "swapped", class_names=("sky", "tree (tall)", "road", "never"))
+    with pytest.raises(ValueError, match=r"different class tables.*class 1 is 'tree \(tall\)' there and 'road' here"):
+        evaluate(config(folder, model=model, output=str(folder / "none")))
+    fewer = write_model(folder / "fewer", class_names=CLASS_NAMES[:3])
+    with pytest.raises(ValueError, match="3 classes there and 4 here"):
+        evaluate(config(folder, model=fewer, output=str(folder / "none")))
+    assert len(PALETTE) == 4
+    assert not (folder / "none").exists()
+
+
+def test_missing_split_lists_those_that_there_are(folder: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'test'; it has 'val'"):
+        evaluate(config(folder, split="test"))
+
+
+def test_missing_model_names_the_folder(folder: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere' holds no manifest.json"):
+        evaluate(config(folder, model=str(folder / "nowhere")))
+
+
+def test_too_few_logical_cpus_are_said_before_anything_runs(folder: Path, ray_session: None) -> None:
+    with pytest.raises(ValueError, match=r"40 actor\(s\) of 2 thread\(s\) and 1 reader need 81"):
+        evaluate(config(folder, workers=40, threads=2, output=str(folder / "huge")))
+    assert not (folder / "huge" / "manifest.json").exists()
+
+
+def test_corrupt_shard_is_named_and_the_run_fails(tmp_path: Path, folder: Path, ray_session: None) -> None:
+    data = write_dataset(tmp_path / "data", PAIRS[:2], images_per_part=1)
+    shard = tmp_path / "data" / "val" / "part-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"part-00001\.parquet is corrupt or was changed"):
+        evaluate(config(folder, data=data, output=str(tmp_path / "out")))
+    assert tracking.find_runs(experiment="evaluations", job="evaluate")[0].status == "FAILED"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_slices_hold_every_row_once_and_begin_at_whole_batches(workers: int, batch: int) -> None:
+    part_rows = [64, 64, 1, 30]
+    slices = cut_slices(part_rows, workers=workers, batch=batch)
+    rows = [(each["part"], row) for each in slices for row in range(each["start"], each["stop"])]
+    assert rows == [(part, row) for part, count in enumerate(part_rows) for row in range(count)]
+    assert all(each["start"] % batch == 0 for each in slices)
+    assert len(slices) >= min(2 * workers, sum(part_rows) // batch)
+
+
+def test_one_part_still_feeds_several_workers() -> None:
+    assert len(cut_slices([64], workers=2, batch=1)) == 8
+
+
+def test_examples_are_ranked_without_repeats_and_skip_images_without_truth() -> None:
+    mean_iou = [0.5, None, 0.9, 0.1, 0.7, 0.3]
+    assert choose_examples(mean_iou, count=1) == {"best-1": 2, "worst-1": 3, "median-1": 0}
+    few = choose_examples([0.2, 0.4], count=3)
+    assert sorted(few.values()) == [0, 1]
+    assert choose_examples([None], count=3) == {}
+    assert choose_examples(mean_iou, count=0) == {}
+
+
+@pytest.fixture
+def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[dict[str, Any]]]]:
+    """Scores three images and one without valid pixels in this process, with the actor's own code."""
+    pairs = [*PAIRS[:3], (PAIRS[0][0], np.full_like(PAIRS[0][1], IGNORE_INDEX))]
+    dataset = open_dataset(write_dataset(tmp_path / "data", pairs, images_per_part=4))
+    rows = read_rows(dataset, "val", part=0, start=0, stop=4).append_column("error", pa.nulls(4, pa.string()))
+    threads = torch.get_num_threads()
+
+    def score(batch: int) -> list[dict[str, Any]]:
+        config = ScoringConfig(workers=1, threads=1, batch=batch, use_gpu=False, inference=InferenceConfig())
+        chunk = Scorer(str(folder / "run" / "model"), 4, config)(rows).to_pylist()[0]
+        assert chunk["error"] is None
+        records: list[dict[str, Any]] = pa.ipc.open_stream(chunk["images"]).read_all().to_pylist()
+        assert sum(sum(record["intersection"]) for record in records) == np.trace(
+            np.reshape(chunk["confusion"], (4, 4))
+        )
+        return records
+
+    yield score
+    torch.set_num_threads(threads)
+
+
+def test_image_without_valid_pixels_has_no_score(scored_here: Callable[[int], list[dict[str, Any]]]) -> None:
+    last = scored_here(1)[-1]
+    assert (last["valid_pixels"], last["mean_iou"], last["pixel_accuracy"]) == (0, None, None)
+
+
+def test_batches_of_neighbours_of_one_size_give_the_same_counts(
+    scored_here: Callable[[int], list[dict[str, Any]]],
+) -> None:
+    single, batched = scored_here(1), scored_here(3)
+    assert [record["row"] for record in batched] == [0, 1, 2, 3]
+    for one, other in zip(single, batched, strict=True):
+        assert one["valid_pixels"] == other["valid_pixels"]
+        np.testing.assert_allclose(one["intersection"], other["intersection"], atol=2)  # sums may round differently
+
+
+def test_undefined_score_is_said_in_words() -> None:
+    result = EvaluateResult(output="x", split="val", num_images=1, scores={}, speeds={}, run_id="r")
+    assert "mIoU undefined" in result.closing_line

@@ -1,0 +1,244 @@
+"""The label PCA stage over generated datasets: exact for any number of workers, restartable, and strict about input."""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import storage
+from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
+from pipelines.images import decode_labels
+from pipelines.label_pca_tasks import count_blocks, merge_tree, run_shares, score_labels, share_out
+from pipelines.label_pcas import load_label_pca
+from pipelines.manifests import MANIFEST
+from pipelines.shards import Part, PreparedDataset, open_dataset, read_part
+from segcore.label_pca import BlockStatistics, solve
+from segcore.label_recovery import METHODS, Recovery
+from segcore.metrics import scores
+from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, write_learnable_dataset
+from tests.pipelines.tiny_inputs import CLASS_NAMES, random_pairs, write_dataset
+
+SIDE, COMPONENTS = 8, 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_learnable_dataset(tmp_path_factory.mktemp("data"))
+
+
+def config(data: str, output: Path, **changes: Any) -> FitLabelPCAConfig:
+    settings = FitLabelPCAConfig(data=data, output=str(output), block_side=SIDE, num_components=COMPONENTS, workers=2)
+    return dataclasses.replace(settings, **changes)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def counted_here(dataset: PreparedDataset, split: str) -> BlockStatistics:
+    statistics = BlockStatistics.zero(SIDE, dataset.num_classes)
+    for part in dataset.split(split).parts:
+        for label in read_part(dataset, part)["label"].to_pylist():
+            statistics.update(decode_labels(label).astype(np.uint8))
+    return statistics
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_and_three_workers_write_the_same_bytes(data: str, tmp_path: Path) -> None:
+    fit_label_pca(config(data, tmp_path / "one", workers=1))
+    fit_label_pca(config(data, tmp_path / "three", workers=3))
+    one, three = files_of(tmp_path / "one"), files_of(tmp_path / "three")
+    assert set(one) == {"basis.safetensors", "recovery.json", "components.png", MANIFEST}
+    for name in one:
+        assert one[name] == three[name], name
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_folder_holds_what_one_loop_over_the_labels_finds(data: str, tmp_path: Path) -> None:
+    result = fit_label_pca(config(data, tmp_path / "pca", centred=True))
+    dataset = open_dataset(data)
+    expected = solve(counted_here(dataset, "train"), num_components=COMPONENTS, centred=True)
+    folder = load_label_pca(str(tmp_path / "pca"))
+    for name in ("basis_DP", "eigenvalues_P", "mean_D"):
+        np.testing.assert_array_equal(getattr(folder.pca, name), getattr(expected, name))
+    assert folder.pca.centred
+    assert (folder.pca.total_energy, folder.pca.num_blocks) == (expected.total_energy, expected.num_blocks)
+    assert folder.digest == result.folder.digest
+    assert folder.manifest["statistics_digest"] == counted_here(dataset, "train").digest()
+    assert folder.manifest["settings"]["dataset_digest"] == dataset.digest
+    assert folder.manifest["class_pixels"] == list(dataset.split("train").class_pixels)
+    assert folder.class_names == CLASS_NAMES
+    assert (tmp_path / "pca" / "components.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_recovery_is_measured_on_the_split_and_on_val(data: str, tmp_path: Path) -> None:
+    result = fit_label_pca(config(data, tmp_path / "pca"))
+    dataset = open_dataset(data)
+    table = storage.read_json(str(tmp_path / "pca" / "recovery.json"))
+    assert set(table) == {"train", "val"}
+    for split in table:
+        recovery = Recovery.zero(dataset.num_classes)
+        for part in dataset.split(split).parts:
+            for label in read_part(dataset, part)["label"].to_pylist():
+                recovery.update(result.folder.pca, decode_labels(label).astype(np.uint8))
+        for method in METHODS:
+            expected = scores(recovery.confusion[method])
+            assert table[split][method]["mean_iou"] == pytest.approx(expected.mean_iou, abs=1e-12)
+            assert table[split][method]["pixel_accuracy"] == pytest.approx(expected.pixel_accuracy, abs=1e-12)
+            assert table[split][method]["num_pixels"] == sum(dataset.split(split).class_pixels)
+            assert table[split][method]["iou"][CLASS_NAMES[3]] is None  # never occurs
+    short = result.folder.manifest["recovery"]["val"]["basis"]
+    assert short["mean_iou"] == table["val"]["basis"]["mean_iou"]
+    assert f"labels of val come back with mIoU {short['mean_iou']:.3f}" in result.closing_line
+    assert table["val"]["basis"]["mean_iou"] > table["val"]["bilinear"]["mean_iou"] > 0.5
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_recovery_takes_whole_parts_up_to_the_number_asked_for(data: str, tmp_path: Path) -> None:
+    fit_label_pca(config(data, tmp_path / "pca", max_recovery_images=9))
+    table = storage.read_json(str(tmp_path / "pca" / "recovery.json"))
+    dataset = open_dataset(data)
+    first_two = [read_part(dataset, part)["class_pixels"].to_pylist() for part in dataset.split("train").parts[:2]]
+    assert table["train"]["basis"]["num_pixels"] == sum(sum(pixels) for rows in first_two for pixels in rows)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_finished_folder_is_used_again_and_other_settings_are_refused(data: str, tmp_path: Path) -> None:
+    first = fit_label_pca(config(data, tmp_path / "pca"))
+    before = files_of(tmp_path / "pca")
+    again = fit_label_pca(config(data, tmp_path / "pca", workers=1))
+    assert not first.already_complete
+    assert again.already_complete
+    assert again.closing_line.startswith("already fitted by this command, nothing to do")
+    assert again.folder.digest == first.folder.digest
+    with pytest.raises(ValueError, match=r"other settings or data: num_components is 12 there; give another --output"):
+        fit_label_pca(config(data, tmp_path / "pca", num_components=13))
+    other_data = write_dataset(tmp_path / "other", random_pairs(3, seed=9), images_per_part=2, split="train")
+    with pytest.raises(ValueError, match=r"other settings or data: dataset_digest is"):
+        fit_label_pca(config(other_data, tmp_path / "pca"))
+    assert files_of(tmp_path / "pca") == before
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_unfinished_folder_is_finished(data: str, tmp_path: Path) -> None:
+    fit_label_pca(config(data, tmp_path / "pca"))
+    expected = files_of(tmp_path / "pca")
+    (tmp_path / "pca" / MANIFEST).unlink()
+    (tmp_path / "pca" / "basis.safetensors").write_bytes(b"half")
+    assert not fit_label_pca(config(data, tmp_path / "pca")).already_complete
+    assert files_of(tmp_path / "pca") == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_dataset_without_val_is_measured_on_its_own_split(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", random_pairs(3, seed=1), images_per_part=2, split="train")
+    result = fit_label_pca(config(data, tmp_path / "pca", workers=3))  # more workers than parts
+    assert set(result.folder.manifest["recovery"]) == {"train"}
+    assert "labels of train come back" in result.closing_line
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_parts_of_a_killed_worker_are_counted_again_and_once(data: str, tmp_path: Path) -> None:
+    marker = tmp_path / "killed"
+
+    def dies_once(parts: Sequence[Part], dataset: PreparedDataset, block_side: int) -> Iterator[Any]:
+        for index, item in enumerate(count_blocks(parts, dataset, block_side)):
+            yield item
+            if index == 0 and len(parts) == 3 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    dataset = open_dataset(data)
+    parts = dataset.split("train").parts
+    rows: list[int] = []
+    references = run_shares(dies_once, share_out(parts, 2), dataset, SIDE, on_part=rows.append)
+    assert marker.exists()
+    assert merge_tree(references).digest() == counted_here(dataset, "train").digest()
+    assert sum(rows) == NUM_TRAIN
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_corrupt_part_ends_the_job_with_its_name_and_leaves_no_manifest(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", random_pairs(6, seed=2), images_per_part=2, split="train")
+    part = tmp_path / "data" / "train" / "part-00001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-00001\.parquet is corrupt or was changed") as caught:
+        fit_label_pca(config(data, tmp_path / "pca"))
+    assert "Traceback" not in str(caught.value)
+    assert not (tmp_path / "pca" / MANIFEST).exists()
+
+
+def test_a_label_outside_the_class_table_is_named(data: str) -> None:
+    dataset = dataclasses.replace(open_dataset(data), class_names=("sky", "road"))
+    parts = dataset.split("train").parts
+    with pytest.raises(ValueError, match=r"label of 'scene/\d+' in train/part-00000.parquet: label value 2 is outside"):
+        list(count_blocks(parts, dataset, SIDE))
+
+
+def test_only_the_label_column_is_decoded(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+
+    def spy(dataset: PreparedDataset, part: Part, *, columns: Sequence[str] | None = None) -> Any:
+        read.append(columns)
+        return read_part(dataset, part, columns=columns)
+
+    monkeypatch.setattr("pipelines.label_pca_tasks.read_part", spy)
+    dataset = open_dataset(data)
+    *progress, arrays = list(count_blocks(dataset.split("val").parts, dataset, SIDE))
+    assert sum(rows for rows in progress if isinstance(rows, int)) == NUM_VAL
+    assert isinstance(arrays, dict)
+    *_, recovery = score_labels(
+        dataset.split("val").parts,
+        dataset,
+        solve(BlockStatistics.from_arrays(arrays), num_components=3),
+    )
+    assert isinstance(recovery, Recovery)
+    assert set(read) == {("image_id", "label")}
+
+
+def test_parts_are_dealt_out_without_empty_hands() -> None:
+    parts = tuple(Part(path=str(i), num_rows=1, num_bytes=1, sha256="") for i in range(5))
+    for workers in (1, 2, 3, 5, 9):
+        shares = share_out(parts, workers)
+        assert len(shares) == min(workers, 5)
+        assert sorted(part.path for share in shares for part in share) == ["0", "1", "2", "3", "4"]
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "test"}, r"has no split 'test'; it has 'train', 'val'"),
+        ({"block_side": 64}, r"16,384 entries; exact statistics of them need"),
+        ({"num_components": 300}, r"--num-components is 300, but blocks of side 8 with 4 classes have 256 entries"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_cluster_starts(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    def no_cluster(**_: Any) -> None:
+        raise AssertionError("a cluster was asked for")
+
+    monkeypatch.setattr("pipelines.fit_label_pca.ray_cluster", no_cluster)
+    with pytest.raises(ValueError, match=message):
+        fit_label_pca(config(data, tmp_path / "pca", **changes))
+    assert not (tmp_path / "pca").exists()
+
+
+@pytest.mark.parametrize("name", ["block_side", "num_components", "max_recovery_images", "workers"])
+def test_numbers_below_one_are_refused(data: str, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} is 0, expected at least 1"):
+        config(data, tmp_path, **{name: 0})
+
+
+def test_an_output_that_holds_something_else_is_refused(data: str) -> None:
+    with pytest.raises(ValueError, match="is a 'prepared_dataset', expected a 'label_pca'"):
+        fit_label_pca(config(data, Path(data)))

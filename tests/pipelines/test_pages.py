@@ -1,0 +1,153 @@
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.pages import (
+    Cell,
+    Code,
+    Facts,
+    Gallery,
+    Legend,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    number_cell,
+    render_page,
+    write_page,
+)
+from pipelines.pictures import jpeg_bytes, png_bytes
+
+PIXELS = np.full((3, 4, 3), 90, dtype=np.uint8)
+VOID_TAGS = {"meta", "img", "br", "link"}
+
+
+class Outline(HTMLParser):
+    """Collects tags with attributes and text, and fails where tags do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self.open[-1] not in ("style", "script"):
+            self.text.append(data.strip())
+
+
+def outline(page: bytes) -> Outline:
+    parsed = Outline()
+    parsed.feed(page.decode())
+    assert parsed.open == []
+    return parsed
+
+
+def everything() -> bytes:
+    table = Table(
+        columns=("run", "mIoU"),
+        rows=(
+            (Cell(text="a", link="runs/a.html"), number_cell(0.5, scale=100, best=True)),
+            (Cell(text="b"), number_cell(None)),
+        ),
+        numeric=(1,),
+    )
+    blocks = (
+        Paragraph(text="words"),
+        Paragraph(text="careful", warning=True),
+        Facts(facts=(("mIoU", "50 %"),)),
+        Code(text="SELECT 1"),
+        table,
+        Gallery(pictures=(Picture(data=png_bytes(PIXELS), caption="png"), Picture(data=jpeg_bytes(PIXELS), card=True))),
+        Legend(class_names=("road",), palette=((1, 2, 3),)),
+    )
+    return render_page("A page", [Section(title="All", blocks=blocks)], subtitle="below", footer="the end")
+
+
+def test_every_block_appears_and_tags_nest() -> None:
+    page = outline(everything())
+    for words in (
+        "A page",
+        "below",
+        "All",
+        "words",
+        "careful",
+        "mIoU",
+        "50 %",
+        "SELECT 1",
+        "50.0",
+        "-",
+        "png",
+        "road",
+        "the end",
+    ):
+        assert words in page.text
+
+
+def test_page_needs_nothing_from_outside() -> None:
+    page = outline(everything())
+    sources = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
+    assert len(sources) == 2
+    assert all(source is not None and source.startswith("data:image/") for source in sources)
+    assert not [tag for tag, _ in page.tags if tag in ("link", "iframe")]
+    assert not re.search(rb"https?://|@import|url\(", everything())
+
+
+def test_pictures_arrive_byte_for_byte() -> None:
+    source = next(attributes["src"] for tag, attributes in outline(everything()).tags if tag == "img")
+    assert source is not None
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == png_bytes(PIXELS)
+
+
+def test_text_is_escaped_everywhere() -> None:
+    nasty = '<script>alert("1")</script>&'
+    blocks = (
+        Paragraph(text=nasty),
+        Facts(facts=((nasty, nasty),)),
+        Code(text=nasty),
+        Table(columns=(nasty,), rows=((Cell(text=nasty, link=nasty),),)),
+        Gallery(pictures=(Picture(data=png_bytes(PIXELS), caption=nasty),)),
+        Legend(class_names=(nasty,), palette=((0, 0, 0),)),
+    )
+    page = outline(render_page(nasty, [Section(title=nasty, blocks=blocks)], subtitle=nasty, footer=nasty))
+    assert [tag for tag, _ in page.tags].count("script") == 1, "only the page's own"
+    assert page.text.count(nasty) == 13
+
+
+def test_numbers_sort_by_value_and_missing_ones_below_all() -> None:
+    cells = [number_cell(value, scale=100) for value in (0.1, 0.02, None, float("nan"))]
+    assert [cell.text for cell in cells] == ["10.0", "2.0", "-", "-"]
+    orders = [cell.order for cell in cells]
+    assert orders == sorted(orders, key=lambda order: -(order or 0))
+    assert b'data-order="0.5"' in everything()
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    assert everything() == everything()
+
+
+def test_row_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row of 1 cells in a table of 2 columns"):
+        Table(columns=("a", "b"), rows=((Cell(text="x"),),))
+
+
+def test_picture_of_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither PNG nor JPEG"):
+        render_page("t", [Section(title="", blocks=(Gallery(pictures=(Picture(data=b"GIF89a"),)),))])
+
+
+def test_page_is_written_below_folders_that_do_not_exist_yet(tmp_path: Path) -> None:
+    write_page(str(tmp_path / "new" / "index.html"), everything())
+    assert (tmp_path / "new" / "index.html").read_bytes() == everything()

@@ -1,0 +1,147 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.pictures import (
+    Panel,
+    class_boundaries,
+    colourise,
+    confusion_heat_map,
+    errors,
+    fit_width,
+    iou_chart,
+    jpeg_bytes,
+    overlay,
+    png_bytes,
+    share_chart,
+    strip,
+)
+from segcore import IGNORE_INDEX
+
+PALETTE = ((10, 20, 30), (200, 100, 0), (0, 0, 255))
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_colourise_gives_each_class_its_colour() -> None:
+    mask_HW = np.array([[0, 1], [2, 1]], dtype=np.uint8)
+    assert colourise(mask_HW, PALETTE).tolist() == [[[10, 20, 30], [200, 100, 0]], [[0, 0, 255], [200, 100, 0]]]
+
+
+def test_ignored_pixels_are_black_and_hatched() -> None:
+    mask_HW = np.full((16, 16), IGNORE_INDEX, dtype=np.uint8)
+    colours = {tuple(colour) for colour in colourise(mask_HW, PALETTE).reshape(-1, 3).tolist()}
+    assert colours == {(0, 0, 0), (96, 96, 96)}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+def test_colour_of_a_class_outside_the_palette_is_refused(dtype: type) -> None:
+    with pytest.raises(ValueError, match="class 3 has no colour in a palette of 3"):
+        colourise(np.array([[0, 3]], dtype=dtype), PALETTE)
+
+
+def test_boundaries_lie_where_right_or_lower_neighbours_differ() -> None:
+    mask_HW = np.array([[0, 0, 1], [0, 0, 1], [2, 2, 1]], dtype=np.uint8)
+    expected = [[False, True, False], [True, True, False], [False, True, False]]
+    assert class_boundaries(mask_HW).tolist() == expected
+
+
+def test_overlay_blends_inside_classes() -> None:
+    pixels_HW3 = np.full((4, 4, 3), 100, dtype=np.uint8)
+    blended = overlay(pixels_HW3, np.ones((4, 4), dtype=np.uint8), PALETTE, opacity=0.25)
+    assert blended[1, 1].tolist() == [125, 100, 75]
+    assert (pixels_HW3 == 100).all(), "the image itself must not change"
+
+
+def test_overlay_refuses_a_mask_of_another_size() -> None:
+    with pytest.raises(ValueError, match=r"image of size \(4, 4\) and mask of size \(4, 5\)"):
+        overlay(np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 5), dtype=np.uint8), PALETTE)
+
+
+def test_errors_marks_wrong_pixels_but_not_ignored_ones() -> None:
+    labels_HW = np.array([[0, 0, IGNORE_INDEX, 1]], dtype=np.uint8)
+    predictions_HW = np.array([[0, 1, 1, 1]], dtype=np.uint8)
+    shown = errors(np.full((1, 4, 3), 50, dtype=np.uint8), labels_HW, predictions_HW)
+    assert shown[0, 1].tolist() == [224, 49, 49]
+    assert shown[0, 0].tolist() == shown[0, 3].tolist() == [125, 125, 125]
+    assert shown[0, 2].tolist() == [0, 0, 0]
+
+
+def test_strip_puts_captioned_panels_side_by_side_at_one_height() -> None:
+    first = np.full((40, 30, 3), 7, dtype=np.uint8)
+    second = np.full((80, 100, 3), 9, dtype=np.uint8)
+    joined = strip([Panel("image", first), Panel("truth", second)])
+    head_px = joined.shape[0] - 40
+    assert head_px > 0
+    assert joined.shape[1] == 30 + 6 + 50
+    assert (joined[head_px:, :30] == 7).all()
+    assert (joined[head_px:, 36:] == 9).all()
+    assert (joined[:head_px, :30] < 128).any(), "the caption must be drawn"
+
+
+def test_strip_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="no panels"):
+        strip([])
+
+
+def test_fit_width_shrinks_but_never_enlarges() -> None:
+    assert fit_width(np.zeros((50, 100, 3), dtype=np.uint8), width=40).shape == (20, 40, 3)
+    assert fit_width(np.zeros((50, 100, 3), dtype=np.uint8), width=400).shape == (50, 100, 3)
+
+
+def test_png_is_lossless_and_jpeg_is_close() -> None:
+    gradient = np.linspace(0, 255, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
+    assert (decoded(png_bytes(gradient)) == gradient).all()
+    assert np.abs(decoded(jpeg_bytes(gradient)).astype(int) - gradient).mean() < 3
+
+
+def test_noise_becomes_a_jpeg_too() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 1300, 3)).astype(np.uint8)
+    assert decoded(jpeg_bytes(noise)).shape == noise.shape
+
+
+@pytest.mark.parametrize("num_classes", [1, 11, 150])
+def test_heat_map_opens_for_any_class_table(num_classes: int) -> None:
+    confusion_CC = np.random.default_rng(0).integers(0, 1000, (num_classes, num_classes))
+    names = [f"class {index}" for index in range(num_classes)]
+    data = confusion_heat_map(confusion_CC, names)
+    assert min(decoded(data).shape[:2]) > 400
+
+
+def test_heat_map_shows_rows_not_pixel_counts() -> None:
+    confusion_CC = np.array([[90, 10], [1, 9]])
+    assert confusion_heat_map(confusion_CC, ["a", "b"]) == confusion_heat_map(confusion_CC * [[1000], [7]], ["a", "b"])
+    assert confusion_heat_map(confusion_CC, ["a", "b"]) != confusion_heat_map(confusion_CC.T, ["a", "b"])
+
+
+def test_heat_map_of_a_class_that_never_occurs_draws_without_warning() -> None:
+    assert decoded(confusion_heat_map(np.array([[5, 0], [0, 0]]), ["a", "b"])).size
+
+
+def test_heat_map_refuses_names_that_do_not_match() -> None:
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) and 3 class names"):
+        confusion_heat_map(np.eye(2, dtype=np.int64), ["a", "b", "c"])
+
+
+def test_iou_chart_takes_absent_classes_and_many_series() -> None:
+    series = [(f"run {index}", np.array([0.1 * index, np.nan, 0.9])) for index in range(10)]
+    data = iou_chart(series, ["a", "b", "c"])
+    assert data == iou_chart(series, ["a", "b", "c"])
+    assert decoded(data).shape[1] > 800
+
+
+def test_iou_chart_refuses_values_that_do_not_match_the_names() -> None:
+    with pytest.raises(ValueError, match=r"series of \[2\] values and 3 class names"):
+        iou_chart([("run", np.zeros(2))], ["a", "b", "c"])
+
+
+def test_share_chart_takes_shares_that_are_tiny_or_nothing() -> None:
+    data = share_chart(np.array([0.0, 0.9999, 1e-5]), ["a", "b", "c"], PALETTE)
+    assert decoded(data).shape[1] > 800
+    assert share_chart(np.zeros(3), ["a", "b", "c"], PALETTE) != data
+    with pytest.raises(ValueError, match="2 shares, 3 names and 3 colours"):
+        share_chart(np.zeros(2), ["a", "b", "c"], PALETTE)

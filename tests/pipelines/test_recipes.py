@@ -1,0 +1,131 @@
+"""Every recipe is complete and consistent, and the command line can change any field of it and nothing else."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.recipes import RECIPES, Recipe, find_recipe, recipe_list, recipe_to_dict
+from pipelines.train import TrainConfig, parse_command_line
+from segcore.models import DUpsamplingConfig, config_from_dict
+from tests.pipelines.learnable_dataset import tiny_recipe
+
+WHERE = ["--data", "d", "--output", "o", "--name", "n"]
+DUPSAMPLING = "scenes.dupsampling_mobilenetv3"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_and_says_what_it_is(name: str) -> None:
+    recipe = find_recipe(name)
+    assert isinstance(recipe, Recipe)
+    assert name.split(".")[1] == RECIPES[name].__name__ and RECIPES[name].__module__.endswith(name.split(".")[0])
+    assert len((RECIPES[name].__doc__ or "").split()) >= 12
+    assert name in recipe_list()
+    values = json.loads(json.dumps(recipe_to_dict(recipe)))
+    assert config_from_dict(values["model"]) == recipe.model
+    assert values["augment"]["crop_height"] == recipe.augment.crop_height
+
+
+def test_recipes_that_are_compared_differ_in_their_network_alone() -> None:
+    for first, second in (
+        (DUPSAMPLING, "scenes.deeplab_v3plus_mobilenetv3"),
+        ("camvid.dupsampling_efficientnet_lite0", "camvid.bilinear_efficientnet_lite0"),
+        ("camvid.dupsampling_resnet50", "camvid.deeplab_v3plus_resnet50"),
+    ):
+        one, other = recipe_to_dict(find_recipe(first)), recipe_to_dict(find_recipe(second))
+        assert {key for key in one if one[key] != other[key]} == {"model"}
+        for shared in ("backbone", "output_stride", "aspp_channels"):
+            assert one["model"][shared] == other["model"][shared]
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=rf"unknown recipe 'camvid.x'; known: .*{DUPSAMPLING}"):
+        find_recipe("camvid.x")
+
+
+def test_steps_are_equal_on_all_workers_and_leave_incomplete_batches_out() -> None:
+    recipe = tiny_recipe(batch_size=12)
+    assert recipe.steps_per_epoch(num_images=100, num_workers=1) == 8
+    assert recipe.steps_per_epoch(num_images=100, num_workers=3) == 8  # 33 images each, batches of 4
+    assert recipe.steps_per_epoch(num_images=95, num_workers=4) == 7  # 23 images each, batches of 3
+    with pytest.raises(ValueError, match="does not divide among 5 workers"):
+        recipe.steps_per_epoch(num_images=100, num_workers=5)
+    with pytest.raises(ValueError, match="do not fill one batch"):
+        recipe.steps_per_epoch(num_images=11, num_workers=1)
+
+
+@pytest.mark.parametrize("field", ["epochs", "batch_size", "validate_every", "keep_checkpoints", "shuffle_buffer"])
+def test_counts_below_one_are_refused(field: str) -> None:
+    recipe = tiny_recipe()
+    values = {name: getattr(recipe, name) for name in ("model", "augment", "optim", "epochs", "batch_size")}
+    with pytest.raises(ValueError, match=f"{field} is 0"):
+        Recipe(**(values | {field: 0}))
+
+
+def parse(*arguments: str) -> TrainConfig:
+    return parse_command_line([DUPSAMPLING, *WHERE, *arguments], description="test")
+
+
+def test_any_field_is_overridden_by_its_dotted_name() -> None:
+    config = parse(
+        "--model.output-stride", "16", "--model.features", "2", "8", "--optim.learning-rate", "0.5",
+        "--augment.no-flip", "--epochs", "3", "--precision", "bfloat16", "--use-gpu", "--workers", "4",
+    )  # fmt: skip
+    assert isinstance(config.recipe.model, DUpsamplingConfig)
+    assert (config.recipe.model.output_stride, config.recipe.model.features) == (16, (2, 8))
+    assert (config.recipe.optim.learning_rate, config.recipe.augment.flip) == (0.5, False)
+    assert (config.recipe.epochs, config.recipe.precision) == (3, "bfloat16")
+    assert (config.use_gpu, config.workers, config.data, config.name) == (True, 4, "d", "n")
+
+
+def test_without_overrides_the_recipe_is_the_function_s() -> None:
+    assert parse().recipe == find_recipe(DUPSAMPLING)
+
+
+@pytest.mark.parametrize("wrong", [["--modl.output-stride", "16"], ["--model.low-levl", "1"], ["stray"]])
+def test_an_unknown_flag_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(*wrong)
+    assert ended.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_a_field_that_another_network_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--model.decoder-channels", "8")
+    assert "--model.decoder-channels" in capsys.readouterr().err
+
+
+def test_a_value_that_a_config_refuses_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--model.output-stride", "12")
+    assert "output_stride is 12" in "".join(capsys.readouterr().err.split("\n")).replace("│", "")
+
+
+def test_a_recipe_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(["camvid.nope", *WHERE], description="test")
+    assert ended.value.code == 2 and "unknown recipe 'camvid.nope'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line([], description="test")
+    assert ended.value.code == 2
+
+
+def test_help_lists_recipes_and_every_setting_of_one() -> None:
+    job = Path(__file__).parents[2] / "jobs" / "train.py"
+    shown = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, check=True).stdout
+    for name in RECIPES:
+        assert name in shown
+    assert "ray job submit" in shown
+
+
+def test_help_of_a_recipe_shows_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--data", "--label-pca", "--tracking-uri", "--model.num-components", "--optim.power", "--augment.hue"):
+        assert flag in shown
+    assert "(default: mobilenet_v3_small)" in " ".join(shown.replace("│", " ").split())

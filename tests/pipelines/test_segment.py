@@ -1,0 +1,350 @@
+"""`segment` end to end: what ends where, what is done again, what is refused, and what a kill costs."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from pipelines import commits, storage, tracking
+from pipelines.checkpoints import load_model
+from pipelines.images import decode_image
+from pipelines.segment import SegmentConfig, segment
+from pipelines.tables import TABLES
+from segcore.run_lengths import decode
+from tests.pipelines.processes import command_of, descendants, kill, needs_proc
+from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Ray 2.60 reads its own deprecated settings when a DataContext is copied; goes when Ray drops them.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_model(tmp_path_factory.mktemp("model") / "street")
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def config(tmp_path: Path, model: str, tracking_uri: str) -> SegmentConfig:
+    images, tables = tmp_path / "images", tmp_path / "tables"
+    images.mkdir()
+    return SegmentConfig(
+        images=str(images), model=model, tables=str(tables), workers=1, tracking_uri=tracking_uri, page=False
+    )
+
+
+def _encoded(pixels: NDArray[Any], suffix: str, *, mode: str | None = None, orientation: int = 1) -> bytes:
+    image = Image.fromarray(pixels)
+    image = image.convert(mode) if mode else image
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    image.save(file, suffix, exif=exif.tobytes())
+    return file.getvalue()
+
+
+def _write_images(folder: str, count: int, *, seed: int = 0) -> list[str]:
+    for index, (pixels_HW3, _) in enumerate(random_pairs(count, seed=seed, sizes=((48, 64), (40, 56)))):
+        Path(folder, f"plain-{seed}-{index:03d}.jpg").write_bytes(_encoded(pixels_HW3, "JPEG"))
+    return sorted(os.listdir(folder))
+
+
+def _rows(tables: str, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ds.dataset(storage.join(tables, name), partitioning="hive").to_table().to_pylist()
+    return rows
+
+
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted(Path(row["uri"]).name for row in rows)
+
+
+def _masks(tables: str) -> dict[str, NDArray[np.uint8]]:
+    masks = {}
+    for row in _rows(tables, "masks"):
+        values, lengths = np.array(row["values"], np.uint8), np.array(row["lengths"], np.int32)
+        masks[row["work_id"]] = decode(values, lengths, height=row["height"], width=row["width"])
+    return masks
+
+
+def _argmax(model: str, path: str) -> NDArray[np.uint8]:
+    """The class map computed without anything that `segment` uses beside decoding and the network."""
+    bundle = load_model(model)
+    pixels_HW3 = decode_image(Path(path).read_bytes()).pixels_HW3
+    images = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None] / 255
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (bundle.card.mean, bundle.card.std))
+    with torch.inference_mode():
+        predictions_HW: NDArray[np.uint8] = bundle.model((images - mean) / std).logits_NCHW[0].argmax(0).byte().numpy()
+    return predictions_HW
+
+
+def _check_every_image_once(config: SegmentConfig, names: list[str]) -> None:
+    """The multiset of rows is the multiset of files; each prediction has its mask; the snapshot lists every file."""
+    predictions, failures = _rows(config.tables, "predictions"), []
+    if Path(config.tables, "failures").exists():
+        failures = _rows(config.tables, "failures")
+    assert Counter(_names(predictions + failures)) == Counter(names)
+    masks = Counter(row["work_id"] for row in _rows(config.tables, "masks"))
+    assert masks == Counter(row["work_id"] for row in predictions)
+    live = {file["path"] for file in commits.newest_snapshot(config.tables).files}
+    on_disk = {
+        path.relative_to(config.tables).as_posix() for name in TABLES for path in Path(config.tables, name).rglob("*.*")
+    }
+    assert live == on_disk
+
+
+def _write_odd_files(folder: Path) -> dict[str, str | None]:
+    """Files of many kinds; their names and the stage at which each must fail, or None."""
+    (pixels_HW3, _), *_ = random_pairs(1, seed=7, sizes=((48, 64),))
+    jpeg = _encoded(pixels_HW3, "JPEG")
+    gray_HW = np.asarray(Image.fromarray(pixels_HW3).convert("L"))
+    files: dict[str, tuple[bytes, str | None]] = {
+        "rotated.jpg": (_encoded(pixels_HW3, "JPEG", orientation=6), None),
+        "gray.png": (_encoded(gray_HW, "PNG"), None),
+        "deep.png": (_encoded(gray_HW.astype(np.uint16) * 257, "PNG"), None),
+        "transparent.png": (_encoded(pixels_HW3, "PNG", mode="RGBA"), None),
+        "image without suffix": (jpeg, None),
+        "truncated.jpg": (jpeg[: len(jpeg) // 2], "decode"),
+        "empty.jpg": (b"", "sniff"),
+        "page.jpg": (b"<!doctype html>", "sniff"),
+        "notes.txt": (b"the camera was cleaned", "sniff"),
+    }
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    (folder / ".hidden.jpg").write_bytes(b"hidden")
+    (folder / "uploading.jpg.part").write_bytes(b"half")
+    return {name: stage for name, (_, stage) in files.items()}
+
+
+def test_odd_files_end_in_failures_and_every_other_image_gets_its_argmax(
+    config: SegmentConfig, model: str, ray_session: None
+) -> None:
+    stages = _write_odd_files(Path(config.images))
+    names = _write_images(config.images, 6)
+    names = [name for name in names if name not in (".hidden.jpg", "uploading.jpg.part")]
+    result = segment(replace(config, workers=2, batch_size=2, page=True))
+
+    _check_every_image_once(config, names)
+    failures = _rows(config.tables, "failures")
+    assert {Path(row["uri"]).name: row["stage"] for row in failures} == {
+        name: stage for name, stage in stages.items() if stage
+    }
+    assert {row["first_bytes_hex"] for row in failures if row["stage"] == "sniff"} == {
+        "", b"<!doctype html>".hex(), b"the camera was c".hex()
+    }  # fmt: skip
+    masks = _masks(config.tables)
+    for row in _rows(config.tables, "predictions"):
+        mask_HW = masks[row["work_id"]]
+        expected_HW = _argmax(model, row["uri"])
+        assert mask_HW.shape == (row["height"], row["width"]) == expected_HW.shape
+        assert (mask_HW == expected_HW).mean() > 0.998, row["uri"]  # a batch of two rounds differently from one
+        assert row["class_pixels"] == np.bincount(mask_HW.ravel(), minlength=len(CLASS_NAMES)).tolist()
+        assert 1 / len(CLASS_NAMES) <= row["p05_confidence"] - 1e-3 <= row["mean_confidence"] <= 1
+    rotated = next(row for row in _rows(config.tables, "predictions") if row["uri"].endswith("rotated.jpg"))
+    assert [rotated[name] for name in ("source_height", "source_width", "height", "width")] == [48, 64, 64, 48]
+    assert rotated["orientation"] == 6 and rotated["notes"] == ["EXIF orientation 6 was applied"]
+
+    assert (result.num_images, result.num_failures, result.snapshot) == (11, 4, 1)
+    assert "segmented 11 images" in result.closing_line and config.tables in result.closing_line
+    assert b"rotated.jpg" in Path(result.page).read_bytes()
+    run = next(run for run in tracking.find_runs(experiment="segpipe", job="segment") if run.run_id == result.run_id)
+    assert run.status == "FINISHED"
+    assert run.metrics["num_images"] == 11 and run.metrics["num_failures"] == 4
+    assert run.metrics["images_per_second"] == pytest.approx(result.images_per_second)
+    assert run.tags["segpipe.tables"] == config.tables
+
+
+def test_the_footer_names_the_classes_and_the_model(config: SegmentConfig, model: str, ray_session: None) -> None:
+    _write_images(config.images, 1)
+    segment(config)
+    for name in ("predictions", "masks"):
+        (part,) = Path(config.tables, name).rglob("*.parquet")
+        metadata = pq.read_schema(part).metadata
+        assert tuple(json.loads(metadata[b"segpipe.class_names"])) == CLASS_NAMES
+        assert [tuple(colour) for colour in json.loads(metadata[b"segpipe.palette"])] == list(PALETTE)
+        assert metadata[b"segpipe.model_digest"].decode() == load_model(model).digest
+
+
+def test_the_same_command_again_segments_only_what_is_new_or_changed(
+    config: SegmentConfig, tmp_path: Path, ray_session: None
+) -> None:
+    names = _write_images(config.images, 3)
+    segment(config)
+    before = {path: path.read_bytes() for path in Path(config.tables).rglob("part-*.parquet")}
+    again = segment(config)
+    assert again.run_ids == () and again.snapshot == 1 and again.num_present == 3
+    assert again.closing_line.startswith("nothing new: all 3 images are in")
+
+    _write_images(config.images, 1, seed=1)
+    (pixels_HW3, _), *_ = random_pairs(1, seed=2)
+    Path(config.images, names[0]).write_bytes(_encoded(pixels_HW3, "JPEG"))
+    grown = segment(config)
+    assert grown.run_ids == ("000002",)
+    assert (grown.num_images, grown.num_present, grown.snapshot) == (2, 2, 2)
+    rows = _rows(config.tables, "predictions")
+    assert _names(rows) == sorted([*names, names[0], "plain-1-000.jpg"])
+    assert {path: path.read_bytes() for path in before} == before  # nothing is overwritten in place
+
+    retrained = segment(replace(config, model=write_model(tmp_path / "retrained", seed=1)))
+    assert (retrained.num_images, retrained.num_present) == (4, 0)
+    resized = segment(replace(config, inference=replace(config.inference, short_side_px=32)))
+    assert (resized.num_images, resized.num_present) == (4, 0)
+
+
+def test_a_run_of_another_model_is_finished_first_or_given_up(
+    config: SegmentConfig, tmp_path: Path, ray_session: None
+) -> None:
+    """The plan of a run that nobody finished is made by a first job that dies right after it."""
+    names = _write_images(config.images, 3)
+    old = write_model(tmp_path / "old", seed=5)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipelines.segment._execute", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            segment(replace(config, model=old))
+    assert commits.run_ids(config.tables) == ["000001"] and commits.newest_snapshot(config.tables).number == 0
+
+    both = segment(config)
+    assert both.run_ids == ("000001", "000002") and both.num_images == 6
+    digests = Counter(row["model_digest"] for row in _rows(config.tables, "predictions"))
+    assert digests == {load_model(old).digest: 3, load_model(config.model).digest: 3}
+
+    tables = str(tmp_path / "other tables")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipelines.segment._execute", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            segment(replace(config, model=old, tables=tables))
+    shutil.rmtree(old)
+    with pytest.raises(ValueError, match="run 000001 .* needs its model .*old'; put that back, or give up"):
+        segment(replace(config, tables=tables))
+    alone = replace(config, tables=tables, abandon_unfinished=True)
+    assert segment(alone).run_ids == ("000002",)
+    _check_every_image_once(alone, names)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_bad_inputs_are_refused_with_what_to_do(config: SegmentConfig, tmp_path: Path, ray_session: None) -> None:
+    cases: list[tuple[SegmentConfig, str]] = []
+    with pytest.raises(ValueError, match="holds no files"):
+        segment(config)
+    with pytest.raises(ValueError, match="there is no folder, bucket or image"):
+        segment(replace(config, images=str(tmp_path / "missing")))
+    _write_images(config.images, 2)
+    (tmp_path / "a file").write_bytes(b"")
+    broken = shutil.copytree(config.model, tmp_path / "broken model")
+    (broken / "model.safetensors").unlink()
+    cases = [
+        (replace(config, tables=str(Path(config.images, "tables"))), "lie inside the images .* another place"),
+        (replace(config, tables=str(tmp_path / "a file" / "tables")), "cannot write below .* may write to"),
+        (replace(config, model=str(tmp_path / "no model")), "holds no manifest.json"),
+        (replace(config, model=str(broken)), "misses model.safetensors"),
+        (replace(config, model="models:/nobody@champion"), "MLflow cannot resolve 'models:/nobody@champion'"),
+        (replace(config, workers=50), "50 actor.s. of 1 thread.s. and 1 reader need 51; ask for fewer --workers"),
+    ]
+    for case, message in cases:
+        with pytest.raises(ValueError, match=message):
+            segment(case)
+    assert not Path(config.images, "tables").exists()
+    for field in ("workers", "threads", "decode_threads", "images_per_shard"):
+        with pytest.raises(ValueError, match=f"--{field.replace('_', '-')} is 0; give 1 or more"):
+            replace(config, **{field: 0})
+
+
+def test_a_model_with_another_class_table_is_refused(config: SegmentConfig, tmp_path: Path, ray_session: None) -> None:
+    _write_images(config.images, 1)
+    segment(config)
+    fewer = write_model(tmp_path / "fewer", class_names=CLASS_NAMES[:3])
+    with pytest.raises(ValueError, match="have different classes .4 there, 3 in the model.; give --tables another"):
+        segment(replace(config, model=fewer))
+    renamed = write_model(tmp_path / "renamed", class_names=("sky", "street", *CLASS_NAMES[2:]))
+    with pytest.raises(ValueError, match="different classes .1: 'road' there, 'street' in the model"):
+        segment(replace(config, model=renamed))
+
+
+class StartedJob:
+    """`jobs/segment.py` in a process of its own; on leaving, whatever is left of it is killed by its ids."""
+
+    def __init__(self, config: SegmentConfig, log: Path) -> None:
+        self.log = log
+        self.family: list[int] = []
+        self.command = [sys.executable, str(REPOSITORY / "jobs" / "segment.py"), "--no-page", "--images-per-shard", "1"]
+        for flag in ("images", "model", "tables", "workers", "tracking_uri"):
+            self.command += [f"--{flag.replace('_', '-')}", str(getattr(config, flag))]
+
+    def __enter__(self) -> "StartedJob":
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        with self.log.open("wb") as file:
+            self.driver = subprocess.Popen(self.command, stdout=file, stderr=file, env=environment, cwd=self.log.parent)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill_driver()
+        kill(self.family)
+
+    def kill_driver(self) -> None:
+        """The driver alone; Ray's processes notice its death some seconds later."""
+        if self.driver.poll() is None:
+            self.family = descendants(self.driver.pid)
+            self.driver.kill()
+            self.driver.wait()
+
+    def workers(self) -> list[int]:
+        """Processes that hold the model."""
+        return [pid for pid in descendants(self.driver.pid) if "ShardSegmenter" in command_of(pid)]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Until it holds; the job's log where the job ends or hangs before."""
+        deadline = time.monotonic() + 240
+        while not condition():
+            late = time.monotonic() > deadline
+            assert self.driver.poll() is None and not late, f"the job ended or hung:\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.02)
+
+
+@needs_proc
+def test_a_killed_worker_and_a_killed_driver_lose_and_double_nothing(
+    config: SegmentConfig, tmp_path: Path, ray_session: None
+) -> None:
+    names = _write_images(config.images, 90)
+    Path(config.images, "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    names.append("broken.jpg")
+
+    def num_commits() -> int:
+        return len(list(Path(config.tables, "runs", "000001", "commits").glob("[0-9]*.json")))
+
+    with StartedJob(config, tmp_path / "job.log") as job:
+        job.wait_for(lambda: num_commits() >= 3 and bool(job.workers()))
+        kill(job.workers())
+        at_worker_death = num_commits()
+        job.wait_for(lambda: num_commits() >= at_worker_death + 3)
+        job.kill_driver()
+        assert num_commits() < len(names), "the kills came too late to show anything"
+
+        result = segment(config)  # while workers of the killed driver may still commit
+    assert result.run_ids == ("000001",) and result.snapshot == 1
+    assert result.num_images + result.num_failures <= len(names) - 6  # what was committed is not computed again
+    _check_every_image_once(config, names)
+    assert segment(config).run_ids == ()

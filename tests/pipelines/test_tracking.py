@@ -1,0 +1,211 @@
+"""MLflow runs end as the job ended, a resumed run logs no step twice, and a registered model serves."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from numpy.typing import NDArray
+
+from pipelines import tracking
+from pipelines.checkpoints import InputPolicy, ModelCard, save_model
+from pipelines.images import encode_labels_png
+from pipelines.serving import ServedModel
+from segcore.models import DeepLabV3PlusConfig, build_model
+
+CONFIG = DeepLabV3PlusConfig(
+    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_channels=0, decoder_channels=16
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One SQLite store for all tests here: its migrations take seconds."""
+    yield tracking.connect(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/store.db")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("model") / "model")
+    card = ModelCard(
+        model_config=CONFIG,
+        class_names=("sky", "road", "tree"),
+        palette=((0, 0, 1), (2, 3, 4), (5, 6, 255)),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        dataset_digest="d" * 64,
+        label_pca_digest=None,
+        recipe={},
+        scores={"val/mean_iou": 0.5},
+        input_policy=InputPolicy(image_height=240, image_width=320, crop_height=192, crop_width=256),
+    )
+    save_model(folder, build_model(CONFIG, 3), card)
+    return folder
+
+
+def open_run(name: str, run_id: str | None = None) -> AbstractContextManager[tracking.TrackedRun]:
+    parameters = {"recipe": {"epochs": 3, "optim": {"learning_rate": 0.1}}, "data": "here"}
+    return tracking.tracked_run(
+        experiment="tests", name=name, job="train", parameters=parameters, tags={"x": "y"}, run_id=run_id
+    )
+
+
+def test_a_run_records_parameters_metrics_tags_and_files(store: str) -> None:
+    with open_run("complete") as run:
+        run.log_metrics({"train/loss": 2.0, "val/iou/tree (tall)": 0.25, "val/iou/absent": float("nan")}, step=0)
+        run.log_metrics({"train/loss": 1.0}, step=1)
+        run.log_bytes("pictures/0.png", b"png")
+    record = next(each for each in tracking.find_runs(experiment="tests", job="train") if each.name == "complete")
+    assert record.status == "FINISHED" and record.duration_seconds is not None
+    assert record.parameters == {"recipe.epochs": "3", "recipe.optim.learning_rate": "0.1", "data": "here"}
+    assert record.metrics == {"train/loss": 1.0, "val/iou/tree _tall_": 0.25}
+    assert record.tags[tracking.JOB_TAG] == "train" and record.tags["x"] == "y"
+    assert [file.path for file in MlflowClient().list_artifacts(record.run_id, "pictures")] == ["pictures/0.png"]
+    assert tracking.find_runs(experiment="tests", job="segment") == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "FAILED")]
+)
+def test_a_run_ends_as_its_job_ended(store: str, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), open_run("broken") as run:
+        raise error
+    assert MlflowClient().get_run(run.run_id).info.status == status
+
+
+def test_a_resumed_run_goes_on_and_can_tell_what_it_has_logged(store: str) -> None:
+    with pytest.raises(RuntimeError), open_run("resumed") as run:
+        assert run.last_step("train/loss") is None
+        run.log_metrics({"train/loss": 3.0}, step=0)
+        run.log_metrics({"train/loss": 2.0}, step=1)
+        raise RuntimeError("killed")
+    with open_run("ignored", run_id=run.run_id) as again:
+        assert MlflowClient().get_run(run.run_id).info.status == "RUNNING"
+        assert again.last_step("train/loss") == 1
+        worker = tracking.attach(store, run.run_id)
+        worker.log_metrics({"train/loss": 1.0}, step=2)
+    history = MlflowClient().get_metric_history(run.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert MlflowClient().get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_is_not_there_is_refused(store: str) -> None:
+    with (
+        pytest.raises(ValueError, match=r"no run 0123 .*--tracking-uri of the first start"),
+        open_run("x", run_id="0123"),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_an_unknown_experiment_lists_the_known_ones(store: str) -> None:
+    with open_run("any"):
+        pass
+    with pytest.raises(ValueError, match="no experiment 'nope'; it has: Default, tests"):
+        tracking.find_runs(experiment="nope", job=None)
+
+
+def test_artifacts_lie_beside_the_database_and_not_in_the_current_folder(store: str) -> None:
+    with open_run("place") as run:
+        run.log_bytes("a.txt", b"a")
+    folder = Path(store.removeprefix("sqlite:///")).parent / "mlruns"
+    assert list(folder.rglob("a.txt"))
+    assert not Path("mlruns").exists()
+
+
+def test_a_server_that_does_not_answer_is_an_error_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SERVER_WAIT_SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"127.0.0.1:9 did not answer.*--tracking-uri"):
+        tracking.connect("http://127.0.0.1:9")
+    assert time.monotonic() - began < 8
+
+
+def test_a_plain_folder_is_no_store() -> None:
+    with pytest.raises(ValueError, match=r"neither an MLflow server .* nor a SQLite file"):
+        tracking.connect("file:///tmp/runs")
+
+
+def test_a_registered_model_resolves_by_alias_and_version(store: str, model_folder: str) -> None:
+    with open_run("register") as run:
+        version = tracking.register_model(model_folder, name="street", alias="challenger", run_id=run.run_id)
+        same = tracking.register_model(model_folder, name="street", alias="champion", run_id=run.run_id)
+    assert version == same
+    expected = tracking.ResolvedModel(folder_uri=model_folder, version=version, model_uri=f"models:/street/{version}")
+    for uri in ("models:/street@challenger", "models:/street@champion", f"models:/street/{version}"):
+        assert tracking.resolve_model(uri) == expected
+    plain = tracking.ResolvedModel(folder_uri=model_folder, version="", model_uri=model_folder)
+    assert tracking.resolve_model(model_folder) == plain
+
+
+@pytest.mark.parametrize("uri", ["models:/street@nobody", "models:/street/99", "models:/avenue/1"])
+def test_an_unknown_model_lists_the_registered_ones(store: str, model_folder: str, uri: str) -> None:
+    with open_run("register") as run:
+        tracking.register_model(model_folder, name="street", alias="challenger", run_id=run.run_id)
+    with pytest.raises(ValueError, match=r"cannot resolve .*registered models: .*street"):
+        tracking.resolve_model(uri)
+
+
+def test_a_malformed_model_uri_shows_the_forms() -> None:
+    with pytest.raises(ValueError, match=r"none of models:/name@alias, models:/name/3"):
+        tracking.resolve_model("models:/street")
+
+
+def test_a_fresh_process_serves_the_registered_model(store: str, model_folder: str, tmp_path: Path) -> None:
+    """What a user of MLflow alone types; array and file forms of one image give one class map."""
+    with open_run("serve") as run:
+        tracking.register_model(model_folder, name="served", alias="challenger", run_id=run.run_id)
+    program = f"""
+import io, sys, mlflow, numpy, pandas, PIL.Image
+mlflow.set_tracking_uri({store!r})
+model = mlflow.pyfunc.load_model("models:/served@challenger")
+image = numpy.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=numpy.uint8)
+file = io.BytesIO()
+PIL.Image.fromarray(image).save(file, "PNG")
+single = model.predict(image)
+assert single.shape == (40, 56) and single.dtype == numpy.uint8, single
+assert model.predict(image[None]).shape == (1, 40, 56)
+(listed,) = model.predict([image])
+(framed,) = model.predict(pandas.DataFrame({{"image": [file.getvalue()]}}))
+assert (listed == single).all() and (framed == single).all()
+numpy.save(sys.argv[1], single)
+"""
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", program, str(tmp_path / "mask.npy")]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=120)
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    assert np.array_equal(np.load(tmp_path / "mask.npy"), served(model_folder).predict(image))
+
+
+def served(model_folder: str) -> ServedModel:
+    from pipelines.serving import _load_pyfunc
+
+    return _load_pyfunc(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((4, 4), dtype=np.uint8), r"shape \(4, 4\); give \(H,W,3\)"),
+        (np.zeros((4, 4, 3)), "an image is float64"),
+        (pd.DataFrame({"picture": [encode_labels_png(np.zeros((2, 2), dtype=np.uint8))]}), "none of them 'image'"),
+    ],
+)
+def test_serving_refuses_what_is_no_image(model_folder: str, images: NDArray[np.uint8], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        served(model_folder).predict(images)
+
+
+def test_mlflow_stays_quiet(store: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), open_run("quiet"):
+        pass
+    assert [record for record in caplog.records if record.name.startswith(("mlflow", "alembic"))] == []

@@ -1,0 +1,144 @@
+"""Rows and batches of a training: every image once an epoch, the same for the same seed wherever a run resumes."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipelines.shards import PreparedDataset, open_dataset
+from pipelines.training_data import decoded, started, training_batches, validation_images
+from segcore import IGNORE_INDEX
+from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, tiny_recipe, write_learnable_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    return open_dataset(write_learnable_dataset(tmp_path_factory.mktemp("data")))
+
+
+def ids_of_epochs(dataset: PreparedDataset, *, first_epoch: int, epochs: int, seed: int = 5) -> list[list[str]]:
+    import ray.data
+
+    from pipelines.training_rows import shard_rows
+
+    rows = shard_rows(dataset, split="train", seed=seed, first_epoch=first_epoch)
+    rows.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
+    (split,) = rows.streaming_split(1, equal=True)
+    return [[row["image_id"] for row in split.iter_rows()] for _ in range(epochs)]
+
+
+def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume(
+    dataset: PreparedDataset, ray_session: None
+) -> None:
+    first, second, third = ids_of_epochs(dataset, first_epoch=0, epochs=3)
+    assert sorted(first) == sorted(second) == sorted(third)
+    assert len(set(first)) == NUM_TRAIN
+    assert first != second != third != first
+    assert ids_of_epochs(dataset, first_epoch=1, epochs=2) == [second, third]
+
+
+def batches_of(
+    dataset: PreparedDataset, *, epoch: int, seed: int = 1, rank: int = 0
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    from pipelines.training_rows import shard_rows
+
+    recipe = tiny_recipe()
+    batches = training_batches(
+        shard_rows(dataset, split="train", seed=seed, first_epoch=0).iterator(),
+        augment_config=recipe.augment,
+        fill=(1, 2, 3),
+        batch_size=8,
+        shuffle_buffer=16,
+        seed=seed,
+        epoch=epoch,
+        rank=rank,
+        num_threads=2,
+        pin_memory=False,
+    )
+    return [(batch.images_N3HW, batch.labels_NHW) for batch in batches]
+
+
+def test_batches_are_augmented_uint8_crops_in_full_batches(dataset: PreparedDataset, ray_session: None) -> None:
+    batches = batches_of(dataset, epoch=0)
+    assert len(batches) == NUM_TRAIN // 8
+    for images, labels in batches:
+        assert images.shape == (8, 3, 64, 64) and images.dtype == torch.uint8
+        assert labels.shape == (8, 64, 64) and labels.dtype == torch.uint8
+        assert set(labels.unique().tolist()) <= {0, 1, 2, IGNORE_INDEX}
+    again, other = batches_of(dataset, epoch=0), batches_of(dataset, epoch=1)
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(batches, again, strict=True))
+    assert not torch.equal(batches[0][0], other[0][0])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 20])
+def test_validation_shares_hold_every_image_once_in_order(dataset: PreparedDataset, world_size: int) -> None:
+    whole = [decoded_label for _, decoded_label in share(dataset, rank=0, world_size=1)]
+    assert len(whole) == NUM_VAL
+    parts = [labels for rank in range(world_size) for _, labels in share(dataset, rank=rank, world_size=world_size)]
+    assert len(parts) == NUM_VAL
+    assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
+
+
+def share(dataset: PreparedDataset, *, rank: int, world_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return validation_images(dataset, split="val", rank=rank, world_size=world_size, num_threads=2)
+
+
+def test_a_generator_runs_ahead_by_its_depth_and_no_further() -> None:
+    produced: list[int] = []
+
+    def produce() -> Iterator[int]:
+        for number in range(100):
+            produced.append(number)
+            yield number
+
+    stream = started(produce, depth=3)
+    deadline = time.monotonic() + 5
+    while len(produced) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(produced) == 4  # three wait in the queue and one in the producer's hand
+    assert list(stream) == list(range(100))
+
+
+def test_an_error_comes_where_its_item_would_have_come() -> None:
+    def produce() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("shard 3 is broken")
+
+    stream = started(produce, depth=5)
+    assert (next(stream), next(stream)) == (1, 2)
+    with pytest.raises(ValueError, match="shard 3 is broken"):
+        next(stream)
+
+
+def test_dropping_the_stream_ends_its_thread() -> None:
+    closed = threading.Event()
+
+    def produce() -> Iterator[int]:
+        try:
+            number = 0
+            while True:
+                yield number
+                number += 1
+        finally:
+            closed.set()
+
+    stream = started(produce, depth=2)
+    assert next(stream) == 0
+    del stream
+    assert closed.wait(timeout=5)
+
+
+def test_decoded_rows_are_writable_and_aligned(dataset: PreparedDataset) -> None:
+    from pipelines.shards import read_part
+
+    row = read_part(dataset, dataset.splits["train"].parts[0]).to_pylist()[0]
+    image_3HW, labels_HW = decoded(row)
+    assert image_3HW.shape == (3, row["height"], row["width"]) and labels_HW.shape == (row["height"], row["width"])
+    counts = Counter(labels_HW.flatten().tolist())
+    assert [counts.get(index, 0) for index in range(dataset.num_classes)] == row["class_pixels"]
+    labels_HW += 0  # raises on read-only memory

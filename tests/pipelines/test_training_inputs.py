@@ -1,0 +1,104 @@
+"""What a training reads is checked before anything starts, and the label PCA is fitted to the network."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.label_pcas import save_label_pca
+from pipelines.recipes import Recipe
+from pipelines.shards import open_dataset, read_part
+from pipelines.training_data import decoded
+from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
+from segcore.label_pca import BlockStatistics, solve
+from segcore.models import DUpsamplingConfig
+from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
+from tests.pipelines.tiny_inputs import CLASS_NAMES
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_learnable_dataset(tmp_path_factory.mktemp("data"))
+
+
+def recipe_with(*, components: int, output_stride: int = 16) -> Recipe:
+    model = DUpsamplingConfig(
+        backbone="mobilenet_v3_small",
+        output_stride=output_stride,
+        features=(),
+        num_components=components,
+        aspp_channels=8,
+    )
+    return dataclasses.replace(tiny_recipe(), model=model)
+
+
+def fit(
+    data: str, folder: Path, *, block_side: int = 16, components: int = 6, class_names: tuple[str, ...] = CLASS_NAMES
+) -> str:
+    statistics = BlockStatistics.zero(block_side, len(CLASS_NAMES))
+    dataset = open_dataset(data)
+    for part in dataset.splits["train"].parts:
+        for row in read_part(dataset, part).to_pylist():
+            statistics.update(decoded(row)[1].numpy())
+    pca = solve(statistics, num_components=components)
+    save_label_pca(str(folder), pca, files={}, content={"class_names": list(class_names)})
+    return str(folder)
+
+
+def open_with(recipe: Recipe, data: str, label_pca: str | None) -> TrainInputs:
+    return open_inputs(
+        recipe,
+        data=data,
+        label_pca=label_pca,
+        train_split="train",
+        validation_split="val",
+        workers=1,
+        synchronised=False,
+    )
+
+
+def test_more_components_than_the_network_uses_are_cut_off(data: str, tmp_path: Path) -> None:
+    whole = open_with(recipe_with(components=6), data, fit(data, tmp_path / "six"))
+    cut = open_with(recipe_with(components=4), data, str(tmp_path / "six"))
+    assert whole.label_pca is not None and cut.label_pca is not None
+    assert np.array_equal(cut.label_pca.basis_DP, whole.label_pca.basis_DP[:, :4])
+    assert cut.label_pca_digest == whole.label_pca_digest
+    assert initial_state(recipe_with(components=4), cut, weights="none")
+
+
+def test_too_few_components_are_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"number of components is 6, the network's num_components asks for 8"):
+        open_with(recipe_with(components=8), data, fit(data, tmp_path))
+
+
+def test_another_block_side_is_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"block side is 8, the network's output_stride asks for 16"):
+        open_with(recipe_with(components=6), data, fit(data, tmp_path, block_side=8))
+
+
+def test_another_class_table_is_refused(data: str, tmp_path: Path) -> None:
+    label_pca = fit(data, tmp_path, class_names=("sky", "tree (tall)", "road", "never"))
+    with pytest.raises(ValueError, match=r"fitted on 4 classes \(sky, tree \(tall\), road, never\)"):
+        open_with(recipe_with(components=6), data, label_pca)
+
+
+def test_a_missing_label_pca_is_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"needs --label-pca"):
+        open_with(recipe_with(components=6), data, None)
+    with pytest.raises(ValueError, match=r"holds no manifest.json.*jobs/fit_label_pca.py"):
+        open_with(recipe_with(components=6), data, str(tmp_path / "absent"))
+
+
+def test_the_input_policy_is_the_size_of_crops_and_of_typical_images(data: str) -> None:
+    policy = open_with(tiny_recipe(), data, None).input_policy
+    assert (policy.crop_height, policy.crop_width) == (64, 64)
+    assert {policy.image_height, policy.image_width} <= {48, 56, 64}
+
+
+def test_initial_weights_depend_on_the_seed_alone(data: str) -> None:
+    recipe = tiny_recipe()
+    inputs = open_with(recipe, data, None)
+    assert initial_state(recipe, inputs, weights="none") == initial_state(recipe, inputs, weights="none")
+    other = dataclasses.replace(recipe, seed=4)
+    assert initial_state(other, inputs, weights="none") != initial_state(recipe, inputs, weights="none")

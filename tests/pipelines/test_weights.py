@@ -1,0 +1,77 @@
+"""Backbone weights from a file, from nowhere, and from a hub that cannot be reached."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from pipelines.weights import resolve_weights
+from segcore.backbones import build_backbone, load_backbone_weights
+
+STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.zeros(2)}
+
+
+def test_none_means_no_weights() -> None:
+    assert resolve_weights("none", backbone="resnet18") is None
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_torch_file_is_read_without_unpickling_code(tmp_path: Path, wrapped: bool) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": STATE, "epoch": 3} if wrapped else STATE, path)
+    loaded = resolve_weights(str(path), backbone="resnet18")
+    assert loaded is not None and loaded.keys() == STATE.keys()
+    assert torch.equal(loaded["conv.weight"], STATE["conv.weight"])
+
+
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(STATE, path)
+    loaded = resolve_weights(str(path), backbone="resnet18")
+    assert loaded is not None and torch.equal(loaded["conv.weight"], STATE["conv.weight"])
+
+
+def test_a_missing_file_says_what_can_be_given(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no weights file at .*absent.pth.*--weights none"):
+        resolve_weights(str(tmp_path / "absent.pth"), backbone="resnet18")
+
+
+@pytest.mark.parametrize("name", ["broken.pth", "broken.safetensors"])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match=r"neither a .safetensors file nor a torch.save of plain tensors"):
+        resolve_weights(str(path), backbone="resnet18")
+
+
+def test_a_file_of_other_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.pth"
+    torch.save([1, 2, 3], path)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        resolve_weights(str(path), backbone="resnet18")
+
+
+def test_a_pickled_object_is_refused_unopened(tmp_path: Path) -> None:
+    path = tmp_path / "code.pth"
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(ValueError, match="neither a .safetensors file"):
+        resolve_weights(str(path), backbone="resnet18")
+
+
+def test_a_failed_download_says_how_to_pass_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(ValueError, match=r"could not download weights 'resnet18.tv_in1k' \(OSError: .*--weights FILE"):
+        resolve_weights("timm", backbone="resnet18")
+
+
+def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_folder: Path) -> None:
+    state = resolve_weights(str(weights_folder / "tf_efficientnet_lite0_imagenet1k.pth"), backbone="efficientnet_lite0")
+    assert state is not None
+    backbone = build_backbone("efficientnet_lite0", output_stride=32)
+    load_backbone_weights(backbone, state)
+    assert torch.equal(backbone.body.state_dict()["conv_stem.weight"], state["conv_stem.weight"])

@@ -1,0 +1,188 @@
+"""Inference against probabilities computed the long way: whole tensors, no strips, no tricks."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segcore import inference
+from segcore.inference import InferenceConfig, class_probabilities, count_windows, predict, working_size
+from segcore.models import SegmentationOutput
+
+MEAN = (0.4, 0.5, 0.6)
+STD = (0.2, 0.25, 0.3)
+NUM_CLASSES = 5
+
+
+class PixelNetwork(nn.Module):
+    """Scores each pixel from its colour alone, so that windows and whole images must agree."""
+
+    def __init__(self, num_classes: int = NUM_CLASSES) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(num_classes, 3, 1, 1, generator=generator))
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, images_N3HW: Tensor) -> SegmentationOutput:
+        self.sizes.append((images_N3HW.shape[-2], images_N3HW.shape[-1]))
+        return SegmentationOutput(logits_NCHW=F.conv2d(images_N3HW, self.weight))
+
+
+class PositionNetwork(nn.Module):
+    """Class 1 is likelier the further right a pixel lies in what the network is shown; not symmetric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images_N3HW: Tensor) -> SegmentationOutput:
+        count, _, height, width = images_N3HW.shape
+        ramp = torch.linspace(-2, 2, width).expand(count, 1, height, width)
+        return SegmentationOutput(logits_NCHW=torch.cat([-ramp, ramp], dim=1))
+
+
+def _images(count: int = 2, height: int = 23, width: int = 37) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def _naive_probabilities(model: nn.Module, images_N3HW: Tensor) -> Tensor:
+    mean = torch.tensor(MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(STD).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        probabilities: Tensor = model((images_N3HW / 255 - mean) / std).logits_NCHW.softmax(dim=1)
+    return probabilities
+
+
+@pytest.mark.parametrize("strip_bytes", [1, 2**12, 2**30])
+@pytest.mark.parametrize("num_classes", [1, 2, NUM_CLASSES])
+def test_predictions_and_statistics_equal_the_long_way(
+    monkeypatch: pytest.MonkeyPatch, strip_bytes: int, num_classes: int
+) -> None:
+    monkeypatch.setattr(inference, "STRIP_BYTES_CPU", strip_bytes)
+    model, images = PixelNetwork(num_classes).eval(), _images()
+    found = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig())
+
+    p_NCHW = _naive_probabilities(model, images).double()
+    largest_NHW, argmax_NHW = p_NCHW.max(dim=1)
+    np.testing.assert_array_equal(found.predictions_NHW, argmax_NHW.numpy())
+    assert found.predictions_NHW.dtype == np.uint8
+    np.testing.assert_allclose(found.mean_confidence_N, largest_NHW.mean(dim=(1, 2)), rtol=1e-5)
+    entropy_N = -(p_NCHW * p_NCHW.log()).sum(dim=1).mean(dim=(1, 2))
+    np.testing.assert_allclose(found.mean_entropy_N, entropy_N, rtol=1e-4, atol=1e-6)
+    ordered = p_NCHW.sort(dim=1, descending=True).values
+    second = ordered[:, 1] if num_classes > 1 else torch.zeros_like(largest_NHW)
+    np.testing.assert_allclose(found.mean_margin_N, (ordered[:, 0] - second).mean(dim=(1, 2)), rtol=1e-5)
+    low_N = largest_NHW.flatten(1).quantile(0.05, dim=1)
+    np.testing.assert_allclose(found.low_confidence_N, low_N, atol=2e-3)
+    for image in range(len(images)):
+        for c in range(num_classes):
+            here = argmax_NHW[image] == c
+            assert found.class_pixels_NC[image, c] == int(here.sum())
+            expected = largest_NHW[image][here].mean() if here.any() else math.nan
+            np.testing.assert_allclose(found.class_confidence_NC[image, c], expected, rtol=1e-5)
+
+
+def test_of_equal_classes_the_first_is_predicted() -> None:
+    model = PixelNetwork().eval()
+    nn.init.zeros_(model.weight)
+    found = predict(model, _images(), mean=MEAN, std=STD, config=InferenceConfig())
+    assert not found.predictions_NHW.any()
+    np.testing.assert_allclose(found.mean_entropy_N, math.log(NUM_CLASSES), rtol=1e-6)
+    np.testing.assert_allclose(found.mean_margin_N, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("window_px, stride_fraction", [(8, 1.0), (10, 0.5), (30, 2 / 3), (64, 0.5), (1, 1.0)])
+def test_sliding_windows_equal_the_whole_image_for_a_network_without_context(
+    window_px: int, stride_fraction: float
+) -> None:
+    model, images = PixelNetwork().eval(), _images()
+    config = InferenceConfig(mode="sliding", window_px=window_px, stride_fraction=stride_fraction)
+    found = class_probabilities(model, images, mean=MEAN, std=STD, config=config)
+    torch.testing.assert_close(found, _naive_probabilities(model, images), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(23, 37), (8, 100), (64, 65)])
+def test_windows_have_one_size_and_stand_no_further_apart_than_the_stride(size: tuple[int, int]) -> None:
+    model = PixelNetwork().eval()
+    config = InferenceConfig(mode="sliding", window_px=16, stride_fraction=0.75)
+    predict(model, _images(1, *size), mean=MEAN, std=STD, config=config)
+    assert set(model.sizes) == {(min(16, size[0]), min(16, size[1]))}
+    per_side = [1 + max(0, math.ceil((side - 16) / 12)) for side in size]
+    assert len(model.sizes) == per_side[0] * per_side[1] == count_windows(*size, config)
+
+
+def test_overlapping_windows_are_averaged_as_probabilities() -> None:
+    config = InferenceConfig(mode="sliding", window_px=8, stride_fraction=0.5)
+    found = class_probabilities(PositionNetwork().eval(), _images(1, 4, 12), mean=MEAN, std=STD, config=config)
+    window = torch.softmax(torch.stack([-torch.linspace(-2, 2, 8), torch.linspace(-2, 2, 8)]), dim=0)
+    expected = torch.cat([window[:, :4], (window[:, 4:] + window[:, :4]) / 2, window[:, 4:]], dim=1)
+    torch.testing.assert_close(found[0, :, 0], expected)
+
+
+def test_a_mirrored_pass_makes_an_asymmetric_network_symmetric() -> None:
+    config = InferenceConfig(flip=True)
+    found = class_probabilities(PositionNetwork().eval(), _images(), mean=MEAN, std=STD, config=config)
+    torch.testing.assert_close(found, found.flip(-1))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 23, 37))
+    assert count_windows(23, 37, config) == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        InferenceConfig(short_side_px=12),
+        InferenceConfig(short_side_px=50),
+        InferenceConfig(scales=(0.5, 1.0, 1.5), flip=True),
+        InferenceConfig(scales=(0.5,)),
+    ],
+    ids=["smaller", "larger", "scales and flip", "half"],
+)
+@pytest.mark.parametrize("strip_bytes", [1, 2**12, 2**30])
+def test_strips_of_resized_probabilities_equal_the_resized_map(
+    monkeypatch: pytest.MonkeyPatch, config: InferenceConfig, strip_bytes: int
+) -> None:
+    monkeypatch.setattr(inference, "STRIP_BYTES_CPU", strip_bytes)
+    model, images = PixelNetwork().eval(), _images()
+    whole = class_probabilities(model, images, mean=MEAN, std=STD, config=config)
+    assert whole.shape == (2, NUM_CLASSES, 23, 37)
+    torch.testing.assert_close(whole.sum(dim=1), torch.ones(2, 23, 37))
+    found = predict(model, images, mean=MEAN, std=STD, config=config)
+    assert (found.predictions_NHW == whole.argmax(dim=1).numpy()).mean() > 0.999  # equal but for ties by rounding
+    np.testing.assert_allclose(found.mean_confidence_N, whole.amax(dim=1).mean(dim=(1, 2)), rtol=1e-5)
+
+
+def test_the_network_sees_the_size_that_was_asked_for() -> None:
+    model = PixelNetwork().eval()
+    predict(model, _images(1, 40, 80), mean=MEAN, std=STD, config=InferenceConfig(short_side_px=20, scales=(1.0, 2.0)))
+    assert model.sizes == [(20, 40), (40, 80)]
+    assert working_size(600, 400, short_side_px=360) == (540, 360)
+    assert working_size(600, 400, short_side_px=0) == (600, 400)
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    model, images = PixelNetwork().eval(), _images()
+    exact = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig())
+    rough = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig(precision="bfloat16"))
+    np.testing.assert_allclose(rough.mean_confidence_N, exact.mean_confidence_N, atol=0.01)
+    assert (rough.mean_confidence_N != exact.mean_confidence_N).any()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mode": "tiles"}, "mode is 'tiles'; expected 'whole' or 'sliding'"),
+        ({"precision": "float16"}, "precision is 'float16'"),
+        ({"window_px": 0}, "window_px 0; expected >= 0 and >= 1"),
+        ({"stride_fraction": 1.5}, "above 1 windows leave gaps"),
+        ({"scales": ()}, "expected at least one"),
+        ({"scales": (1.0, 0.0)}, "each above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(InferenceConfig(), **changes)  # type: ignore[arg-type]  # what is refused

@@ -1,0 +1,74 @@
+"""The whole chain, once, very small: from nothing to masks in tables and two networks side by side."""
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from pipelines import storage
+from pipelines.datasets.scenes import ScenesConfig
+from pipelines.demo import DemoConfig, DemoResult, demo
+
+SMALL = DemoConfig(scenes=ScenesConfig(num_train=16, num_val=3, height=64, width=96), epochs=1, num_images=3, workers=1)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> DemoResult:
+    return demo(replace(SMALL, output=str(tmp_path_factory.mktemp("demo") / "out")))
+
+
+def test_every_stage_left_its_result(result: DemoResult) -> None:
+    for path in (
+        "data/manifest.json",
+        "label_pca/manifest.json",
+        "runs/dupsampling/model/manifest.json",
+        "runs/bilinear/model/manifest.json",
+        "scores/dupsampling/manifest.json",
+        "scores/bilinear/manifest.json",
+        "comparison/manifest.json",
+        "tables/snapshots/00000001.json",
+        "index.html",
+    ):
+        assert storage.exists(f"{result.output}/{path}"), path
+    assert set(result.mean_iou) == {"dupsampling", "bilinear"}
+
+
+def test_unusual_images_are_segmented_and_broken_files_refused(result: DemoResult) -> None:
+    assert (result.num_images, result.num_failures) == (3 + 7, 5)
+    tables = f"{result.output}/tables"
+    query = (
+        "SELECT parse_filename(p.uri), p.height, p.width, list_sum(m.lengths) "
+        f"FROM '{tables}/predictions/**/*.parquet' p "
+        f"JOIN '{tables}/masks/**/*.parquet' m USING (work_id) ORDER BY 1"
+    )
+    answer = duckdb.sql(query)
+    assert answer is not None
+    rows = answer.fetchall()
+    assert len(rows) == 10
+    assert all((height, width, pixels) == (64, 96, 64 * 96) for _, height, width, pixels in rows)
+    assert "rotated-exif.jpg" in {name for name, *_ in rows}
+
+
+def test_links_of_the_first_page_lead_somewhere(result: DemoResult) -> None:
+    page = Path(result.output, "index.html")
+    links = [part.split('"')[0] for part in page.read_text().split('<a href="')[1:]]
+    assert len(links) == 4
+    assert all((page.parent / link).is_file() for link in links)
+
+
+def test_query_that_the_demo_prints_works_as_it_stands(result: DemoResult) -> None:
+    assert result.commands[1] in result.closing_line
+    done = subprocess.run(result.commands[1], shell=True, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sixteen-bit.png" in done.stdout or "street-000.jpg" in done.stdout
+
+
+def test_the_same_command_again_trains_and_segments_nothing(result: DemoResult) -> None:
+    before = {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{result.output}/runs")}
+    again = demo(replace(SMALL, output=result.output))
+    assert {path: Path(path).stat().st_mtime_ns for path in storage.list_files(f"{result.output}/runs")} == before
+    assert (again.num_images, again.num_failures) == (result.num_images, result.num_failures)
+    assert again.mean_iou == result.mean_iou
+    assert not storage.exists(f"{result.output}/tables/snapshots/00000002.json")
