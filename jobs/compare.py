@@ -5,8 +5,10 @@ r"""Compare the trained networks of an MLflow experiment: one table, one page.
         --data s3://bucket/camvid --split val --tracking-uri http://mlflow:5000
 
 Reads: MLflow runs of jobs/train.py and jobs/evaluate.py, their model folders, a few images of the dataset.
+
 Writes: comparison.csv, index.html (scores, per-class IoU, size, cost, speed, what differs, the same images by each
 model), manifest.json last; and the tables to the terminal.
+
 Takes: some seconds per model; runs on the driver alone.
 """
 

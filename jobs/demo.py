@@ -5,7 +5,11 @@
 
 Prepares scenes, fits the label PCA, trains DUpsampling and bilinear upsampling on one small backbone, evaluates both,
 segments a folder of ordinary, unusual and broken files, and compares.
-Reads: nothing. Writes: everything below OUTPUT; begin with OUTPUT/index.html.
+
+Reads: nothing.
+
+Writes: everything below OUTPUT; begin with OUTPUT/index.html.
+
 Takes: less than 8 minutes on two cores; the same command continues after an interruption.
 """
 

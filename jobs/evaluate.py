@@ -5,8 +5,10 @@ r"""Evaluate any model on any prepared split.
         --data s3://bucket/camvid --split val --output s3://bucket/scores/street --workers 8 --use-gpu
 
 Reads: a model (folder URI or models:/name@alias) and a prepared dataset.
+
 Writes: scores.json, classes.parquet, confusion.parquet, images.parquet (one row per image), pictures of the confusion
 matrix and of the best, median and worst images, index.html with all of it, manifest.json last; and an MLflow run.
+
 Takes: start-up of 15 seconds, then what the network takes (100 images of 360 x 480 on two cores: about half a minute).
 """
 

@@ -73,6 +73,12 @@ class DemoConfig:
     workers: int = 2
     """Actors that evaluate and segment."""
 
+    def __post_init__(self) -> None:
+        if "://" in self.output:
+            raise ValueError(
+                f"--output {self.output!r} is not a local folder; the demonstration keeps MLflow in a file"
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
@@ -270,10 +276,12 @@ def _home_page(result: DemoResult, snapshot: Snapshot, networks: list[str]) -> b
     page_rows = tuple((Cell(text=text, link=link),) for text, link in pages)
     folder_rows = tuple((Cell(text=path), Cell(text=what)) for path, what in folders)
     stage_rows = tuple((Cell(text=name), number_cell(seconds)) for name, seconds in result.seconds.items())
-    samples = [_median_example(result.output, name) for name in networks]
+    samples = [_sample(result.output, name) for name in networks]
     sections = [
         Section(title="", blocks=(Facts(facts=tuple(facts)), Paragraph(text=intro))),
-        Section(title="A median image of each", blocks=(Gallery(pictures=tuple(samples), min_width_px=900),)),
+        Section(
+            title="An image by each, of median score", blocks=(Gallery(pictures=tuple(samples), min_width_px=900),)
+        ),
         Section(title="Pages", blocks=(Table(columns=("page",), rows=page_rows),)),
         Section(title="Next", blocks=things),
         Section(title="What lies where", blocks=(Table(columns=("path", "what"), rows=folder_rows),)),
@@ -282,11 +290,11 @@ def _home_page(result: DemoResult, snapshot: Snapshot, networks: list[str]) -> b
     return render_page("Demonstration", sections, subtitle=result.output, footer="Written by jobs/demo.py.")
 
 
-def _median_example(output: str, network: str) -> Picture:
+def _sample(output: str, network: str) -> Picture:
     """Image, truth, prediction and wrong pixels of the image in the middle of an evaluation."""
     uris = storage.list_files(storage.join(output, "scores", network, "overlays"))
-    uri = next(uri for uri in uris if uri.rsplit("/", 1)[1].startswith("median-1-"))
-    return Picture(data=storage.read_bytes(uri), caption=network, card=True)
+    median = [uri for uri in uris if uri.rsplit("/", 1)[1].startswith("median")]
+    return Picture(data=storage.read_bytes((median or uris)[0]), caption=network, card=True)
 
 
 def _num_rows(snapshot: Snapshot, table: str) -> int:

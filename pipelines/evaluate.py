@@ -42,13 +42,13 @@ class EvaluateConfig:
     """Actors, each with the model. The scores do not depend on it."""
     threads: int = 1
     """CPU threads of each actor's network; each is one logical CPU of Ray."""
-    batch: int = 1
+    batch_size: int = 1
     """Images per forward pass, where neighbours have one size; 1 is best on a CPU."""
     use_gpu: bool = False
     """One GPU per actor."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Whole images or sliding window."""
-    examples: int = 3
+    num_examples: int = 3
     """Pictures of the best, of the median and of the worst images, each."""
     overwrite: bool = False
     """Evaluate again where the folder holds a finished evaluation."""
@@ -58,11 +58,11 @@ class EvaluateConfig:
     """MLflow server or SQLite file; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "batch"):
+        for name in ("workers", "threads", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; give 1 or more")
-        if self.examples < 0:
-            raise ValueError(f"--examples is {self.examples}; give 0 or more")
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 1 or more")
+        if self.num_examples < 0:
+            raise ValueError(f"--num-examples is {self.num_examples}; give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,7 +183,7 @@ def _evaluate(
         scoring = ScoringConfig(
             workers=config.workers,
             threads=config.threads,
-            batch=config.batch,
+            batch_size=config.batch_size,
             use_gpu=config.use_gpu,
             inference=config.inference,
         )
@@ -195,7 +195,7 @@ def _evaluate(
         result,
         bundle=load_model(model.folder_uri),
         inference=config.inference,
-        count=config.examples,
+        count=config.num_examples,
     )
     measured = {
         "network_images_per_second": result.network_images_per_second,
@@ -284,7 +284,7 @@ def _origins(
         "dataset digest": dataset.digest,
         "split": config.split,
         "inference": settings,
-        "workers, threads of each, batch": f"{config.workers}, {config.threads}, {config.batch}"
+        "workers, threads of each, batch size": f"{config.workers}, {config.threads}, {config.batch_size}"
         + (" on GPUs" if config.use_gpu else " on CPUs"),
         "MLflow run": run_id,
         "code commit": code_commit(),

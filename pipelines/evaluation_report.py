@@ -65,10 +65,11 @@ def choose_examples(mean_iou: Sequence[float | None], *, count: int) -> dict[str
 
     Args:
         mean_iou: of each image; None where it has no valid pixel, and then it is not picked.
-        count: images per kind, where there are enough.
+        count: images per kind; at most a third of all, but one.
     """
     scored = [(-value, index) for index, value in enumerate(mean_iou) if value is not None]
     ranked = [index for _, index in sorted(scored)]
+    count = min(count, max(1, len(ranked) // 3))
     middle = len(ranked) // 2
     median = ranked[max(0, middle - count // 2) : middle - count // 2 + count]
     chosen: dict[str, int] = {}

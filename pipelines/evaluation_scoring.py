@@ -78,14 +78,14 @@ class ScoringConfig:
     Attributes:
         workers: actors that hold the model.
         threads: CPU threads of each one's network.
-        batch: images per forward pass, where neighbours have one size.
+        batch_size: images per forward pass, where neighbours have one size.
         use_gpu: one GPU per actor.
         inference: whole images or sliding window.
     """
 
     workers: int
     threads: int
-    batch: int
+    batch_size: int
     use_gpu: bool
     inference: InferenceConfig
 
@@ -138,7 +138,7 @@ def score_split(
         ValueError: a shard, an image or the model folder is broken.
     """
     slices = cut_slices(
-        [part.num_rows for part in dataset.splits[split].parts], workers=config.workers, batch=config.batch
+        [part.num_rows for part in dataset.splits[split].parts], workers=config.workers, batch_size=config.batch_size
     )
     work = ray.data.from_items(slices, override_num_blocks=len(slices))
     encoded = work.map_batches(
@@ -165,14 +165,14 @@ def score_split(
     return _merged(chunks, num_classes=dataset.num_classes, num_images=dataset.splits[split].num_images)
 
 
-def cut_slices(part_rows: list[int], *, workers: int, batch: int) -> list[dict[str, int]]:
+def cut_slices(part_rows: list[int], *, workers: int, batch_size: int) -> list[dict[str, int]]:
     """Rows `start..stop` of each part: few enough that every worker gets several slices, so that none waits at the end.
 
-    Slices begin at multiples of `batch` within their part: the images of one forward pass, whose sums may round
+    Slices begin at multiples of `batch_size` within their part: the images of one forward pass, whose sums may round
     differently in other company, are then the same for any number of workers.
     """
     wanted = -(-sum(part_rows) // (SLICES_PER_WORKER * workers))
-    rows = -(-min(max(wanted, 1), MAX_SLICE_ROWS) // batch) * batch
+    rows = -(-min(max(wanted, 1), MAX_SLICE_ROWS) // batch_size) * batch_size
     return [
         {"part": part, "start": start, "stop": min(start + rows, num_rows)}
         for part, num_rows in enumerate(part_rows)
@@ -254,7 +254,8 @@ class Scorer:
         """Decode ahead of the network, and join neighbours of one size up to the batch."""
         columns = rows.select(["part", "row", "image_id"]).to_pylist()
         groups = [
-            rows.slice(start, self.config.batch).to_pylist() for start in range(0, rows.num_rows, self.config.batch)
+            rows.slice(start, self.config.batch_size).to_pylist()
+            for start in range(0, rows.num_rows, self.config.batch_size)
         ]
         position = 0
         with decoding_threads(DECODING_THREADS) as pool:

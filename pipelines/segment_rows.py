@@ -11,28 +11,12 @@ from numpy.typing import NDArray
 
 from pipelines.commits import RunSettings
 from pipelines.images import DecodedImage
+from pipelines.segment_fetch import Failure
 from pipelines.tables import masks_table, rows_table
 from segcore.inference import InferenceConfig, Predictions, count_windows
-from segcore.run_lengths import Values, encode
+from segcore.run_lengths import encode
 
 FIRST_BYTES = 16
-MAX_MESSAGE_CHARACTERS = 2000
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why an image could not be segmented, and whether another attempt may succeed by itself."""
-
-    stage: str
-    error: str
-    message: str
-    retryable: bool
-
-    @staticmethod
-    def of(error: Exception, *, stage: str, retryable: bool) -> "Failure":
-        """From an exception."""
-        message = str(error)[:MAX_MESSAGE_CHARACTERS]
-        return Failure(stage=stage, error=type(error).__name__, message=message, retryable=retryable)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -67,7 +51,7 @@ class ShardRows:
     settings: RunSettings
     inference: InferenceConfig
     predictions: dict[int, dict[str, Any]] = field(default_factory=dict)
-    runs: dict[int, tuple[Values, NDArray[np.int32]]] = field(default_factory=dict)
+    runs: dict[int, tuple[NDArray[np.uint8], NDArray[np.int32]]] = field(default_factory=dict)
     failures: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def add_failure(self, item: WorkItem) -> None:

@@ -25,26 +25,22 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-from pipelines import commits, storage
+from pipelines import commits
 from pipelines.checkpoints import load_model
 from pipelines.commits import Run, RunSettings, ShardCommit
-from pipelines.images import MAX_BYTES, ImageError, decode_image
-from pipelines.segment_rows import FIRST_BYTES, Failure, ShardRows, WorkItem
+from pipelines.images import ImageError, decode_image
+from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
+from pipelines.segment_rows import FIRST_BYTES, ShardRows, WorkItem
 from pipelines.training_data import decoding_threads
 from segcore.inference import InferenceConfig, Predictions, predict
 
 logger = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 2
-FETCH_THREADS = 8
-FETCH_ATTEMPTS = 3
-FETCH_PAUSE_SECONDS = 0.3
 PENDING_BYTES = 256 * 2**20
 """Decoded images of one shard that wait for others of their size; the largest group goes first when there are more."""
-
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,13 +94,14 @@ def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int)
     """Segment and commit some shards of a run, and report each as it is done; Ray must run."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its import has just set DEBUG; our own bar shows progress
     rows = [
-        pa.table({"shard": [shard], "payload": pa.array([_to_stream(items)], pa.large_binary())})
+        pa.table({"shard": [shard], "payload": pa.array([to_stream(items)], pa.large_binary())})
         for shard, items in zip(shards, run.shard_items(shards), strict=True)
     ]
     fetched = ray.data.from_arrow(rows).map_batches(
         fetch_shard,
         batch_size=1,
         batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=workers),
         num_cpus=0.5,  # it waits more than it works; and Ray Data would fuse it into the actors if it asked for as much
     )
     done = fetched.map_batches(
@@ -120,25 +117,6 @@ def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int)
     )
     for report in done.iter_rows():
         yield ShardReport(**report)
-
-
-def fetch_shard(batch: pa.Table) -> pa.Table:
-    """Add each image's bytes, or why there are none, to one shard's work list."""
-    items = _from_stream(batch["payload"][0].as_buffer())
-    with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        fetched = list(pool.map(_fetch, items["uri"].to_pylist(), items["size_bytes"].to_pylist()))
-    failures = [failure for _, failure, _ in fetched]
-    items = items.append_column("data", pa.array([data for data, _, _ in fetched], pa.large_binary()))
-    items = items.append_column("attempts", pa.array([attempts for _, _, attempts in fetched], pa.int32()))
-    for name, kind in (
-        ("stage", pa.string()),
-        ("error", pa.string()),
-        ("message", pa.string()),
-        ("retryable", pa.bool_()),
-    ):
-        column = [getattr(failure, name) if failure else None for failure in failures]
-        items = items.append_column(name, pa.array(column, kind))
-    return pa.table({"shard": batch["shard"], "payload": pa.array([_to_stream(items)], pa.large_binary())})
 
 
 class ShardSegmenter:
@@ -168,7 +146,7 @@ class ShardSegmenter:
         job, shard = self.job, int(batch["shard"][0].as_py())
         result = commits.read_commit(job.tables, job.settings.run_id, shard)
         if result is None:  # else: this worker, or another one, died after its commit
-            items = _from_stream(batch["payload"][0].as_buffer())
+            items = from_stream(batch["payload"][0].as_buffer())
             rows = self._segment(items)
             planned = items["work_id"].to_pylist()
             attempt = commits.stage(job.tables, job.settings, shard=shard, planned=planned, rows=rows.tables())
@@ -314,37 +292,3 @@ def _work_items(items: pa.Table) -> Iterator[WorkItem]:
             attempts=attempts[place],
             failure=failure,
         )
-
-
-def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int]:
-    """Bytes of one object, or the failure; and how often it was tried."""
-    if size_bytes > MAX_BYTES:
-        error = ValueError(f"the file has {size_bytes} bytes, over the budget of {MAX_BYTES}; cut it into tiles")
-        return None, Failure.of(error, stage="validate", retryable=False), 0
-    for attempt in range(1, FETCH_ATTEMPTS + 1):
-        try:
-            data = storage.read_bytes(uri)
-        except Exception as error:  # a trust boundary: object stores raise their own types
-            retryable = not isinstance(error, _PERMANENT)
-            if not retryable or attempt == FETCH_ATTEMPTS:
-                return None, Failure.of(error, stage="fetch", retryable=retryable), attempt
-            time.sleep(FETCH_PAUSE_SECONDS * attempt)
-        else:
-            if len(data) == size_bytes:
-                return data, None, attempt
-            # Its row would carry the identity of other bytes; the next listing shows it as it is then.
-            changed = ValueError(f"it had {size_bytes} bytes when it was listed and has {len(data)} now")
-            return data, Failure.of(changed, stage="fetch", retryable=True), attempt
-    raise AssertionError("the last attempt returns")
-
-
-def _to_stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _from_stream(buffer: pa.Buffer) -> pa.Table:
-    return pa.ipc.open_stream(buffer).read_all().combine_chunks()

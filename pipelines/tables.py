@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
-from segcore.run_lengths import Values
 
 SCHEMA_VERSION = 1
 """Of the three tables; part of the work identity, since a new one means that images must be segmented again."""
@@ -164,7 +163,7 @@ def rows_table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
 def masks_table(
     work_ids: Sequence[str],
     sizes: Sequence[tuple[int, int]],
-    runs: Sequence[tuple[Values, NDArray[np.int32]]],
+    runs: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32]]],
 ) -> pa.Table:
     """Rows of `masks`.
 

@@ -7,16 +7,18 @@ Lossless; a street mask takes about a hundredth of its pixels. Decoding needs no
 `np.repeat(values, lengths).reshape(height, width)`, and class areas are sums of lengths by value.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[np.uint8 | np.uint16]
+Value = TypeVar("Value", np.uint8, np.uint16)
 
 MAX_PIXELS = 2**31 - 1
 """Lengths are int32."""
 
 
-def encode(mask_HW: Values) -> tuple[Values, NDArray[np.int32]]:
+def encode(mask_HW: NDArray[Value]) -> tuple[NDArray[Value], NDArray[np.int32]]:
     """Run lengths of a mask.
 
     Args:
@@ -39,7 +41,7 @@ def encode(mask_HW: Values) -> tuple[Values, NDArray[np.int32]]:
     return pixels[ends], np.diff(ends, prepend=-1).astype(np.int32)
 
 
-def decode(values: Values, lengths: NDArray[np.int32], *, height: int, width: int) -> Values:
+def decode(values: NDArray[Value], lengths: NDArray[np.int32], *, height: int, width: int) -> NDArray[Value]:
     """Reverse `encode`.
 
     Raises:

@@ -12,6 +12,7 @@ os.environ.update(
     RAY_memory_monitor_refresh_ms="0",  # the monitor counts other programs' memory and kills innocent workers
     AWS_EC2_METADATA_DISABLED="true",
     MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",  # small tensors: a pool of threads costs more than it saves, three times so beside Ray
 )
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)

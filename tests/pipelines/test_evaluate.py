@@ -44,7 +44,7 @@ def config(folder: Path, **changes: object) -> EvaluateConfig:
         data=str(folder / "data"),
         output=str(folder / "one"),
         workers=1,
-        examples=2,
+        num_examples=2,
         experiment="evaluations",
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
     )
@@ -108,7 +108,7 @@ def test_scores_follow_from_the_confusion_and_never_average_averages(evaluated: 
 
 
 def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: EvaluateResult) -> None:
-    other = evaluate(config(folder, workers=2, output=str(folder / "two"), examples=0))
+    other = evaluate(config(folder, workers=2, output=str(folder / "two"), num_examples=0))
     assert (confusion_of(other.output) == confusion_of(evaluated.output)).all()
     tables = [pq.read_table(f"{each.output}/images.parquet").drop_columns("network_ms") for each in (evaluated, other)]
     assert tables[0].equals(tables[1])
@@ -206,7 +206,7 @@ def test_corrupt_shard_is_named_and_the_run_fails(tmp_path: Path, folder: Path, 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_slices_hold_every_row_once_and_begin_at_whole_batches(workers: int, batch: int) -> None:
     part_rows = [64, 64, 1, 30]
-    slices = cut_slices(part_rows, workers=workers, batch=batch)
+    slices = cut_slices(part_rows, workers=workers, batch_size=batch)
     rows = [(each["part"], row) for each in slices for row in range(each["start"], each["stop"])]
     assert rows == [(part, row) for part, count in enumerate(part_rows) for row in range(count)]
     assert all(each["start"] % batch == 0 for each in slices)
@@ -214,14 +214,14 @@ def test_slices_hold_every_row_once_and_begin_at_whole_batches(workers: int, bat
 
 
 def test_one_part_still_feeds_several_workers() -> None:
-    assert len(cut_slices([64], workers=2, batch=1)) == 8
+    assert len(cut_slices([64], workers=2, batch_size=1)) == 8
 
 
 def test_examples_are_ranked_without_repeats_and_skip_images_without_truth() -> None:
     mean_iou = [0.5, None, 0.9, 0.1, 0.7, 0.3]
     assert choose_examples(mean_iou, count=1) == {"best-1": 2, "worst-1": 3, "median-1": 0}
-    few = choose_examples([0.2, 0.4], count=3)
-    assert sorted(few.values()) == [0, 1]
+    assert choose_examples([0.2, 0.4, 0.3], count=3) == {"best-1": 1, "worst-1": 0, "median-1": 2}
+    assert choose_examples([0.2, 0.4], count=3) == {"best-1": 1, "worst-1": 0}
     assert choose_examples([None], count=3) == {}
     assert choose_examples(mean_iou, count=0) == {}
 
@@ -235,7 +235,7 @@ def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[d
     threads = torch.get_num_threads()
 
     def score(batch: int) -> list[dict[str, Any]]:
-        config = ScoringConfig(workers=1, threads=1, batch=batch, use_gpu=False, inference=InferenceConfig())
+        config = ScoringConfig(workers=1, threads=1, batch_size=batch, use_gpu=False, inference=InferenceConfig())
         chunk = Scorer(str(folder / "run" / "model"), 4, config)(rows).to_pylist()[0]
         assert chunk["error"] is None
         records: list[dict[str, Any]] = pa.ipc.open_stream(chunk["images"]).read_all().to_pylist()

@@ -1,0 +1,180 @@
+"""A worker's parts, without Ray: grouping by size, and what it does when the network fails."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines import commits, segment_worker
+from pipelines.checkpoints import load_model
+from pipelines.commits import PLAN, Run, RunSettings
+from pipelines.images import DecodedImage
+from pipelines.pictures import png_bytes
+from pipelines.segment_fetch import fetch_shard, from_stream, to_stream
+from pipelines.segment_rows import WorkItem
+from pipelines.segment_worker import (
+    ShardSegmenter,
+    WorkerJob,
+    batches_of_one_size,
+)
+from segcore.inference import InferenceConfig
+from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
+
+
+def _item(place: int, *, height: int, width: int) -> WorkItem:
+    image = DecodedImage(
+        pixels_HW3=np.zeros((height, width, 3), dtype=np.uint8),
+        source_height=height,
+        source_width=width,
+        source_mode="RGB",
+        orientation=1,
+        notes=(),
+    )
+    return WorkItem(place=place, planned={}, data=b"", first_bytes=b"", attempts=1, image=image)
+
+
+def _places(batches: list[list[WorkItem]]) -> list[list[int]]:
+    return [[item.place for item in batch] for batch in batches]
+
+
+def test_images_of_one_size_share_a_batch_and_none_is_lost() -> None:
+    heights = [4, 8, 4, 8, 4, 4, 8]
+    items = [_item(place, height=height, width=4) for place, height in enumerate(heights)]
+    batches = list(batches_of_one_size(items, batch_size=3, pending_bytes=10**9))
+    assert _places(batches) == [[0, 2, 4], [1, 3, 6], [5]]
+
+
+def test_waiting_images_stay_below_their_budget() -> None:
+    items = [_item(place, height=4 + place % 5, width=10) for place in range(50)]
+    waiting = 0
+    budget = 6 * 8 * 10 * 3
+
+    def counted() -> Any:
+        nonlocal waiting
+        for item in items:
+            assert item.image is not None
+            waiting += item.image.pixels_HW3.nbytes
+            assert waiting <= budget + item.image.pixels_HW3.nbytes
+            yield item
+
+    seen = []
+    for batch in batches_of_one_size(counted(), batch_size=1000, pending_bytes=budget):
+        waiting -= sum(item.image.pixels_HW3.nbytes for item in batch if item.image is not None)
+        seen += [item.place for item in batch]
+    assert sorted(seen) == list(range(50))
+
+
+def _payload(uris: list[str], sizes: list[int]) -> pa.Table:
+    rows = [
+        {"work_id": f"w{index}", "uri": uri, "etag": "e", "size_bytes": size, "reason": "new", "shard": 0}
+        for index, (uri, size) in enumerate(zip(uris, sizes, strict=True))
+    ]
+    items = pa.Table.from_pylist(rows, schema=PLAN)
+    return pa.table({"shard": [0], "payload": pa.array([to_stream(items)], pa.large_binary())})
+
+
+class FailsOn(nn.Module):
+    """A network that gives up images of one height, as one that runs out of memory does."""
+
+    def __init__(self, network: nn.Module, height: int) -> None:
+        super().__init__()
+        self.network = network
+        self.height = height
+
+    def forward(self, images_N3HW: Tensor) -> Any:
+        if images_N3HW.shape[-2] == self.height:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.network(images_N3HW)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> tuple[ShardSegmenter, pa.Table, list[str]]:
+    """A worker in this process, a fetched shard of six images of two sizes, and their URIs."""
+    model = write_model(tmp_path / "model")
+    uris = []
+    for index, (pixels_HW3, _) in enumerate(random_pairs(6, seed=0, sizes=((48, 64), (40, 56)))):
+        uris.append(str(tmp_path / f"{index}.png"))
+        Path(uris[-1]).write_bytes(png_bytes(pixels_HW3))
+    settings = RunSettings(
+        run_id="000001",
+        run_date="2026-11-20",
+        created_at="2026-11-20T03:00:00+00:00",
+        images=str(tmp_path),
+        model_uri=model,
+        model_version="",
+        model_folder=model,
+        model_digest=load_model(model).digest,
+        class_names=CLASS_NAMES,
+        palette=PALETTE,
+        inference={"mode": "whole", "scales": [1.0]},
+        config_digest="c",
+        code_commit="abc",
+    )
+    job = WorkerJob(
+        tables=str(tmp_path / "tables"),
+        settings=settings,
+        model_folder=model,
+        batch_size=3,
+        threads=1,
+        decode_threads=2,
+        use_gpu=False,
+    )
+    batch = fetch_shard(_payload(uris, [Path(uri).stat().st_size for uri in uris]))
+    plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
+    commits.create_run(job.tables, Run(settings=settings, plan=plan))
+    return ShardSegmenter(job), batch, uris
+
+
+def test_an_image_on_which_the_network_fails_costs_no_other(
+    worker: tuple[ShardSegmenter, pa.Table, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter, batch, uris = worker
+    segmenter.bundle = replace_model(segmenter, FailsOn(segmenter.bundle.model, height=40))
+    report = segmenter(batch).to_pylist()[0]
+    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    assert "the network failed on a batch of 3 images" in caplog.text
+    tables = Path(segmenter.job.tables)
+    failures = [row for part in tables.glob("failures/*/*.parquet") for row in pa.parquet.read_table(part).to_pylist()]
+    assert sorted(row["uri"] for row in failures) == uris[1::2]
+    assert {(row["stage"], row["error"], row["retryable"]) for row in failures} == {("infer", "OutOfMemoryError", True)}
+
+
+def replace_model(segmenter: ShardSegmenter, model: nn.Module) -> Any:
+    bundle = segmenter.bundle
+    return type(bundle)(model=model.eval(), card=bundle.card, digest=bundle.digest, uri=bundle.uri)
+
+
+def test_a_shard_that_is_committed_already_is_not_computed_again(
+    worker: tuple[ShardSegmenter, pa.Table, list[str]],
+) -> None:
+    """As when Ray repeats a call whose worker died after its commit."""
+    segmenter, batch, _ = worker
+    first = segmenter(batch).to_pylist()[0]
+    segmenter.bundle = replace_model(segmenter, FailsOn(segmenter.bundle.model, height=48))
+    again = segmenter(batch).to_pylist()[0]
+    assert (again["num_images"], again["num_failures"]) == (first["num_images"], first["num_failures"]) == (6, 0)
+
+
+def test_a_model_that_changed_since_the_plan_is_refused(
+    worker: tuple[ShardSegmenter, pa.Table, list[str]], tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model", seed=1)
+    with pytest.raises(ValueError, match="has changed since run 000001 was planned; put the planned model back"):
+        ShardSegmenter(worker[0].job)
+
+
+def test_settings_read_back_from_a_plan_are_those_that_were_written() -> None:
+    config = InferenceConfig(mode="sliding", scales=(0.5, 1.0), flip=True)
+    settings = {"mode": "sliding", "scales": [0.5, 1.0], "flip": True}
+    run_settings = RunSettings(
+        **dict.fromkeys(("run_id", "run_date", "created_at", "images", "model_uri", "model_version"), ""),
+        **dict.fromkeys(("model_folder", "model_digest", "config_digest", "code_commit"), ""),
+        class_names=(),
+        palette=(),
+        inference=settings,
+    )
+    assert segment_worker.inference_of(run_settings) == config
