@@ -1,4 +1,4 @@
-"""How every job starts and ends: parse, run one stage, print one closing line, exit with a code that scripts can read."""
+"""How every job starts and ends: parse, run one stage, print one closing line, exit with a code for scripts."""
 
 import logging
 import signal
@@ -27,7 +27,8 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     Exit codes: 0 done; 1 a bug or a lost cluster (with traceback); 2 bad input or configuration (one message, no
     traceback); 130 interrupted. SIGTERM is treated as Ctrl-C, so that `ray job stop` and schedulers end a job cleanly.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S")
     for noisy in ("ray.data", "ray.train", "mlflow", "alembic", "botocore", "aiobotocore", "fsspec", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")  # ray's own deprecations, not the user's

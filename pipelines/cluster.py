@@ -47,7 +47,8 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             ray.init(
                 address="local",
-                num_cpus=max(os.cpu_count() or 1, num_cpus_needed),  # logical: a laptop of two cores can train on two workers
+                # Logical: a laptop of two cores can train on two workers.
+                num_cpus=max(os.cpu_count() or 1, num_cpus_needed),
                 include_dashboard=False,
                 log_to_driver=False,  # workers' own lines; errors come as exceptions, progress through the driver
                 logging_level=logging.WARNING,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipelines import storage, tracking
 from pipelines.comparison_pictures import SameImage, examine_models
 from pipelines.comparison_report import comparison_page, csv_bytes, terminal_tables
-from pipelines.comparison_runs import describe_run, differing_fields, finished_runs, unique_names, warnings
+from pipelines.comparison_runs import ComparedRun, describe_run, differing_fields, finished_runs, unique_names, warnings
 from pipelines.manifests import code_commit, write_manifest
 from pipelines.shards import PreparedDataset, open_dataset
 
@@ -79,7 +79,7 @@ def compare(config: CompareConfig) -> CompareResult:
     trainings = tracking.find_runs(experiment=config.experiment, job="train")
     records = finished_runs(trainings, experiment=config.experiment, names=config.runs)
     evaluations = tracking.find_runs(experiment=config.experiment, job="evaluate")
-    runs = unique_names([describe_run(record, evaluations, split=config.split) for record in records])
+    runs, left_out = _described(records, evaluations, config)
     dataset = _dataset(config, records)
     images: list[SameImage] = []
     if dataset is not None:
@@ -87,7 +87,7 @@ def compare(config: CompareConfig) -> CompareResult:
             runs, dataset, split=config.split, num_images=config.num_images, threads=config.threads
         )
     runs = sorted(runs, key=lambda run: -run.scores.get("mean_iou", -1.0))
-    notes = warnings(runs)
+    notes = [*left_out, *warnings(runs)]
     for note in notes:
         logger.warning("%s", note)
     files = {
@@ -107,6 +107,26 @@ def compare(config: CompareConfig) -> CompareResult:
     }
     write_manifest(config.output, kind=KIND, content=content)
     return CompareResult(output=config.output, num_runs=len(runs), tables=terminal_tables(runs))
+
+
+def _described(
+    records: Sequence[tracking.RunRecord], evaluations: Sequence[tracking.RunRecord], config: CompareConfig
+) -> tuple[list[ComparedRun], list[str]]:
+    """The runs whose model folders can still be read, and a line for each of the others.
+
+    Raises:
+        ValueError: no model folder can be read.
+    """
+    runs: list[ComparedRun] = []
+    left_out: list[str] = []
+    for record in records:
+        try:
+            runs.append(describe_run(record, evaluations, split=config.split))
+        except ValueError as error:
+            left_out.append(f"Run {record.name!r} is left out, its model cannot be read: {error}")
+    if not runs:
+        raise ValueError(" ".join(left_out))
+    return unique_names(runs), left_out
 
 
 def _dataset(config: CompareConfig, records: Sequence[tracking.RunRecord]) -> PreparedDataset | None:

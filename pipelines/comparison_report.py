@@ -118,7 +118,7 @@ def terminal_tables(runs: Sequence[ComparedRun]) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=None if terminal else 140)
     console.print(summary, by_class)
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().rstrip()
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
 
 
 def comparison_page(

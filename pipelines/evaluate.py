@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard, load_model, read_card
@@ -18,6 +18,9 @@ from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
 from segcore.inference import InferenceConfig
 from segcore.metrics import scores
+
+if TYPE_CHECKING:
+    from pipelines.evaluation_scoring import SplitScores
 
 logger = logging.getLogger(__name__)
 
@@ -164,20 +167,13 @@ def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str,
     )
 
 
-def _evaluate(
-    config: EvaluateConfig,
-    model: tracking.ResolvedModel,
-    dataset: PreparedDataset,
-    run: tracking.TrackedRun,
-    identity: dict[str, Any],
-    name: str,
-) -> EvaluateResult:
+def _score(config: EvaluateConfig, model: tracking.ResolvedModel, dataset: PreparedDataset, name: str) -> "SplitScores":
+    """The Ray part: every image of the split through the model."""
     num_images = dataset.splits[config.split].num_images
     why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
     gpus = config.workers if config.use_gpu else 0
     with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, num_gpus_needed=gpus, why=why):
         # Ray reads its environment at import, and `ray_cluster` has just set it.
-        from pipelines.evaluation_report import draw_examples, scores_by_name, write_report
         from pipelines.evaluation_scoring import ScoringConfig, score_split
 
         scoring = ScoringConfig(
@@ -188,7 +184,20 @@ def _evaluate(
             inference=config.inference,
         )
         with progress(f"evaluate {name}", total=num_images, unit="images") as advance:
-            result = score_split(dataset, config.split, model_folder=model.folder_uri, config=scoring, advance=advance)
+            return score_split(dataset, config.split, model_folder=model.folder_uri, config=scoring, advance=advance)
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    model: tracking.ResolvedModel,
+    dataset: PreparedDataset,
+    run: tracking.TrackedRun,
+    identity: dict[str, Any],
+    name: str,
+) -> EvaluateResult:
+    result = _score(config, model, dataset, name)
+    from pipelines.evaluation_report import draw_examples, scores_by_name, write_report  # imports Ray, as above
+
     examples = draw_examples(
         dataset,
         config.split,
@@ -220,7 +229,7 @@ def _evaluate(
         "config": dataclasses.asdict(config),
         "model_uri": model.model_uri,
         "model_folder": model.folder_uri,
-        "num_images": num_images,
+        "num_images": dataset.splits[config.split].num_images,
         "scores": named,
         "speeds": speeds,
         "files": files,

@@ -224,8 +224,8 @@ def _fit(
     with ray_cluster(num_cpus_needed=config.workers + 1, num_gpus_needed=gpus, why=why):
         # Ray reads its environment at import, and `ray_cluster` has just set it.
         from pipelines.training_group import run_group
-        from pipelines.training_loop import TrainJob
         from pipelines.training_progress import watched_board
+        from pipelines.training_worker import TrainJob
 
         total_steps = inputs.steps_per_epoch * config.recipe.epochs
         with watched_board(f"train {config.name}", total_steps=total_steps) as board:

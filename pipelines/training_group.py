@@ -20,9 +20,10 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from pipelines import storage
-from pipelines.training_loop import SELECTION_METRIC, TrainJob, train_worker
+from pipelines.training_loop import SELECTION_METRIC, train_worker
 from pipelines.training_progress import SayFailures
 from pipelines.training_rows import checkpoint_name, rows_from_latest_checkpoint
+from pipelines.training_worker import TrainJob
 
 MAX_WORKER_DEATHS = 2
 """Restarts from the latest checkpoint before a training gives up."""

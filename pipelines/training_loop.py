@@ -1,122 +1,44 @@
 """What every Ray Train worker runs: steps, validation by one merged confusion matrix, checkpoints, metrics."""
 
-import dataclasses
-import io
-import logging
-import os
 import pickle
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from ray.train import Checkpoint
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
-from pipelines import storage
-from pipelines.checkpoints import WEIGHTS_FILE, read_state, state_bytes
-from pipelines.recipes.recipe import Recipe
-from pipelines.shards import PreparedDataset
-from pipelines.training_data import Batch, num_decoding_threads, training_batches, validation_images
+from pipelines.training_data import Batch, training_batches, validation_images
 from pipelines.training_rows import checkpoint_name
+from pipelines.training_worker import (
+    Progress,
+    TrainJob,
+    Worker,
+    average_batch_norm,
+    normalised,
+    percent,
+    save_state,
+    start_worker,
+)
 from segcore.backbones import BACKBONES
-from segcore.layers import synchronise_batch_norm
 from segcore.metrics import confusion_matrix, scores
-from segcore.models import SegmentationModel, restore_model
-from segcore.optim import build_optimiser, poly_schedule
+from segcore.models import SegmentationModel
 
 if TYPE_CHECKING:
+    from ray.data import DataIterator
+
     from pipelines.tracking import TrackedRun
 
-logger = logging.getLogger(__name__)
-
-TRAINING_STATE_FILE = "training_state.pt"
 SELECTION_METRIC = "selection"
 """Validation mIoU, or -1 after an epoch without validation: what Ray Train keeps checkpoints by."""
 BOARD_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainJob:
-    """All that a worker is told.
-
-    Attributes:
-        recipe: what to run.
-        dataset: where from.
-        train_split, validation_split: names of its splits.
-        initial_weights: URI of the state that every worker starts from.
-        run_id, tracking_uri: the MLflow run that the driver opened.
-        steps_per_epoch: equal on all workers.
-        submitted_at: seconds since 1970, to tell start-up from training.
-    """
-
-    recipe: Recipe
-    dataset: PreparedDataset
-    train_split: str
-    validation_split: str
-    initial_weights: str
-    run_id: str
-    tracking_uri: str
-    steps_per_epoch: int
-    submitted_at: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Worker:
-    """One worker's place in the group and its replica of the network.
-
-    Attributes:
-        board: actor handle, see `pipelines.training_progress`.
-        network: the bare network, a `SegmentationModel`; `replica` is the same, in DDP where there are several workers.
-        mean_1311, std_1311: of the backbone's input, in units of uint8.
-    """
-
-    job: TrainJob
-    board: Any
-    rank: int
-    world_size: int
-    num_threads: int
-    device: torch.device
-    network: nn.Module
-    replica: nn.Module
-    optimiser: Optimizer
-    schedule: LRScheduler
-    mean_1311: Tensor
-    std_1311: Tensor
-
-    def say(self, line: str) -> None:
-        """Put a line into the driver's log; rank 0 speaks for all."""
-        if self.rank == 0:
-            self.board.say.remote(line)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a run stands between two epochs.
-
-    Attributes:
-        epochs: epochs done.
-        best_mean_iou: highest validation mIoU so far, -1 before the first validation.
-        best_epoch: index of the epoch that reached it, -1 before the first validation.
-        seconds: time spent in epochs, over all starts of the run.
-    """
-
-    epochs: int
-    best_mean_iou: float
-    best_epoch: int
-    seconds: float
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -127,7 +49,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     job: TrainJob = pickle.loads(config["job"])
     recipe = job.recipe
-    worker, state = _start(job, config["board"])
+    worker, state = start_worker(job, config["board"])
     first_epoch = state.epochs
     rows = ray.train.get_dataset_shard("train")
     batches = _batches(worker, rows, first_epoch)
@@ -162,61 +84,7 @@ def _attach(job: TrainJob) -> "TrackedRun":
     return tracking.attach(job.tracking_uri, job.run_id)
 
 
-def _start(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
-    """Build this worker's replica, from the latest checkpoint where there is one."""
-    recipe = job.recipe
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    neighbours = context.get_local_world_size()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
-    initial = read_state(storage.read_bytes(job.initial_weights), origin=job.initial_weights)
-    network = restore_model(recipe.model, job.dataset.num_classes, initial).to(device)
-    if recipe.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    if world_size > 1 and recipe.sync_batch_norm and device.type == "cuda":
-        network = synchronise_batch_norm(network)
-    optimiser = build_optimiser(network, recipe.optim)
-    schedule = poly_schedule(optimiser, recipe.optim, total_steps=job.steps_per_epoch * recipe.epochs)
-    checkpoint = ray.train.get_checkpoint()
-    progress = Progress(epochs=0, best_mean_iou=-1.0, best_epoch=-1, seconds=0.0)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            progress = _restore(Path(folder), network, optimiser, schedule, device)
-    if recipe.compile:
-        network.compile()
-    replica: nn.Module = network
-    if world_size > 1:
-        # Buffers are not broadcast at every step: `average_batch_norm` joins them before anybody uses them.
-        devices = [device] if device.type == "cuda" else None
-        replica = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
-    spec = BACKBONES[recipe.model.backbone]
-    worker = Worker(
-        job=job,
-        board=board,
-        rank=rank,
-        world_size=world_size,
-        num_threads=num_decoding_threads(workers_on_this_machine=neighbours, use_gpu=device.type == "cuda"),
-        device=device,
-        network=network,
-        replica=replica,
-        optimiser=optimiser,
-        schedule=schedule,
-        mean_1311=torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255,
-        std_1311=torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255,
-    )
-    if world_size > 1 and device.type == "cpu":
-        worker.say(
-            f"CPU workers: each normalises over its own {recipe.batch_size // world_size} images (SyncBatchNorm needs "
-            "CUDA); running statistics are averaged over the workers after every epoch"
-        )
-    if progress.epochs:
-        worker.say(f"continuing after epoch {progress.epochs}; best so far {_percent(progress.best_mean_iou)} mIoU")
-    return worker, progress
-
-
-def _batches(worker: Worker, rows: ray.data.DataIterator, epoch: int) -> Iterator[Batch]:
+def _batches(worker: Worker, rows: "DataIterator", epoch: int) -> Iterator[Batch]:
     recipe = worker.job.recipe
     mean = BACKBONES[recipe.model.backbone].mean
     return training_batches(
@@ -295,17 +163,11 @@ def _step(worker: Worker, batch: Batch) -> Tensor:
     return loss.detach()
 
 
-def normalised(worker: Worker, images_N3HW: Tensor) -> Tensor:
-    """uint8 images as the backbone wants them, on the worker's device; floats would be four times the copy."""
-    layout = torch.channels_last if worker.job.recipe.channels_last else torch.contiguous_format
-    on_device = images_N3HW.to(worker.device, non_blocking=True)
-    return on_device.to(torch.float32, memory_format=layout).sub_(worker.mean_1311).div_(worker.std_1311)
-
-
 def validate_share(worker: Worker) -> NDArray[np.int64]:
     """Confusion of this worker's share of the validation split, every image at its own size.
 
-    One image at a time: the counts then do not depend on how the images fall among the workers.
+    One image at a time, in float32: the counts depend neither on how the images fall among the workers nor on the
+    precision of the training, and are those that jobs/evaluate.py will find.
     """
     job = worker.job
     num_classes = job.dataset.num_classes
@@ -320,8 +182,8 @@ def validate_share(worker: Worker) -> NDArray[np.int64]:
     worker.network.eval()
     with torch.inference_mode():
         for image_3HW, labels_HW in images:
-            with _autocast(worker):
-                output = worker.network(normalised(worker, image_3HW[None]))
+            # forward, past torch.compile: it would compile anew for every size of image
+            output = worker.network.forward(normalised(worker, image_3HW[None]))
             predictions_HW = output.logits_NCHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
             confusion_CC += confusion_matrix(labels_HW.numpy(), predictions_HW, num_classes=num_classes)
     return confusion_CC
@@ -349,28 +211,6 @@ def validation_metrics(confusion_CC: NDArray[np.int64], class_names: tuple[str, 
     return {name: value for name, value in metrics.items() if not np.isnan(value) or name == "val/mean_iou"}
 
 
-def average_batch_norm(network: nn.Module) -> None:
-    """Replace every running mean and variance by its average over the workers.
-
-    Each worker has seen its own images; without this the score and the saved model would be rank 0's alone. The average
-    of variances leaves out the spread between the workers' means, which is small for shuffled images.
-    """
-    buffers = [
-        buffer
-        for module in network.modules()
-        if isinstance(module, _BatchNorm)
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
-        buffer.copy_(values.view_as(buffer))
-
-
 def _advanced(state: Progress, metrics: dict[str, float], *, seconds: float) -> Progress:
     """The state after one more epoch."""
     epoch, mean_iou = state.epochs, metrics.get("val/mean_iou", -1.0)
@@ -390,32 +230,9 @@ def _report(worker: Worker, state: Progress, metrics: dict[str, float]) -> None:
         ray.train.report(reported)
         return
     with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder), worker, state)
+        save_state(Path(folder), worker, state)
         name = checkpoint_name(state.epochs - 1)
         ray.train.report(reported, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-
-
-def _save(folder: Path, worker: Worker, state: Progress) -> None:
-    """Weights as in a model folder, and apart from them what only a resumed training needs."""
-    (folder / WEIGHTS_FILE).write_bytes(state_bytes(worker.network.state_dict()))
-    training_state = {
-        "optimiser": worker.optimiser.state_dict(),
-        "schedule": worker.schedule.state_dict(),
-        "progress": dataclasses.asdict(state),
-    }
-    torch.save(training_state, folder / TRAINING_STATE_FILE)
-
-
-def _restore(
-    folder: Path, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
-) -> Progress:
-    weights = folder / WEIGHTS_FILE
-    network.load_state_dict(read_state(weights.read_bytes(), origin=str(weights)))
-    data = io.BytesIO((folder / TRAINING_STATE_FILE).read_bytes())
-    state = torch.load(data, map_location=device, weights_only=True)
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    return Progress(**state["progress"])
 
 
 def _autocast(worker: Worker) -> torch.autocast:
@@ -443,10 +260,6 @@ def _epoch_line(metrics: dict[str, float], state: Progress, epochs: int) -> str:
     if "train/images_per_second" in metrics:
         line += f", {metrics['train/images_per_second']:.1f} images/s"
     if "val/mean_iou" in metrics:
-        line += f", val mIoU {_percent(metrics['val/mean_iou'])}"
-        line += " (best)" if state.best_epoch == state.epochs - 1 else f" (best {_percent(state.best_mean_iou)})"
+        line += f", val mIoU {percent(metrics['val/mean_iou'])}"
+        line += " (best)" if state.best_epoch == state.epochs - 1 else f" (best {percent(state.best_mean_iou)})"
     return line
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"

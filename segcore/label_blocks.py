@@ -131,7 +131,7 @@ class BlockStatistics:
         self._corners.reserve(num_blocks)
         self._pixels.reserve(num_blocks)
         blocks, noisy = accumulate(
-            label_words(padded_HW, block_side=self.block_side, num_classes=self.num_classes),
+            *label_words(padded_HW, block_side=self.block_side, num_classes=self.num_classes),
             self._corners.counts.reshape(-1),
             self._pixels.counts.reshape(-1),
             self._tile_starts,

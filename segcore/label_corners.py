@@ -6,7 +6,7 @@ real label maps are of one class; they are recognised word by word and cost one 
 Here a block is addressed by the index of its first word, an entry is a non-zero of u (see `label_blocks`), and a tile
 is the part of sum u u^T that belongs to one pair of classes.
 
-Unsigned indices spare numba's check for negative ones.
+Indices through `np.uintp` spare numba's check for negative ones.
 """
 
 from collections.abc import Callable
@@ -37,16 +37,22 @@ for _bit in range(64):
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _kernel(function: Function) -> Function:
+def _entry_point(function: Function) -> Function:
     """Compile at the first call, without the interpreter lock: threads of one process work side by side.
 
     Compiled code is kept beside this file or in the user's cache, so that only the first process on a machine spends
-    some seconds on it; an installation without any writable place compiles in each process.
+    some seconds on it; an installation without any writable place compiles in each process. For functions of arrays and
+    numbers only: numba's cache cannot be read once a named tuple of its signatures has been renamed.
     """
     try:
         return cast(Function, numba.njit(function, nogil=True, cache=True))
     except RuntimeError:  # numba: "cannot cache function: no locator available"
         return cast(Function, numba.njit(function, nogil=True))
+
+
+def _kernel(function: Function) -> Function:
+    """Compile as part of the entry point."""
+    return cast(Function, numba.njit(function, nogil=True))
 
 
 class LabelWords(NamedTuple):
@@ -69,7 +75,10 @@ class Entries(NamedTuple):
 
 
 class ClassEntries(NamedTuple):
-    """The same by class: positions and values C x R*R, their numbers, and the classes that have any."""
+    """The same by class: class c has `sizes[c]` of them from c*R*R on; `present` lists the classes that have any.
+
+    Flat arrays: a row of a matrix would be an array object, whose reference count costs more than a short list.
+    """
 
     positions: NDArray[np.int32]
     values: NDArray[np.int32]
@@ -100,20 +109,32 @@ def label_words(padded_HW: NDArray[np.uint8], *, block_side: int, num_classes: i
     )
 
 
-@_kernel
+@_entry_point
 def accumulate(
-    block_map: LabelWords,
+    labels: NDArray[np.uint8],
+    words: NDArray[np.uint64],
+    words_per_row: int,
+    words_per_block: int,
+    block_side: int,
+    num_classes: int,
     corner_tiles: NDArray[np.int32],
     pixel_tiles: NDArray[np.int32],
     tile_starts_CC: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Add every block of a map to the tiles; returns how many have a valid pixel, and how many are noise-like."""
-    area, num_classes = block_map.block_side**2, block_map.num_classes
+    """Add every block of a map to the tiles; returns how many have a valid pixel, and how many are noise-like.
+
+    Args:
+        labels, words, words_per_row, words_per_block, block_side, num_classes: the fields of `LabelWords`.
+        corner_tiles, pixel_tiles: all tiles in one row, int32; `label_blocks` says what they hold.
+        tile_starts_CC: index of the first count of the tile of classes (a, b), a <= b.
+    """
+    block_map = LabelWords(labels, words, words_per_row, words_per_block, block_side, num_classes)
+    area = block_side**2
     room = 4 * area + 1  # four entries a pixel, and one written past the end before it is known to be zero
     entries = Entries(np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32))
     by_class = ClassEntries(
-        np.empty((num_classes, area), np.int32),
-        np.empty((num_classes, area), np.int32),
+        np.empty(num_classes * area, np.int32),
+        np.empty(num_classes * area, np.int32),
         np.zeros(num_classes, np.int64),
         np.empty(num_classes + 1, np.int64),
     )
@@ -123,7 +144,7 @@ def accumulate(
         _mark_changes(block_map, top, changes)
         for column in range(0, block_map.words_per_row, block_map.words_per_block):
             first = top + column
-            if _is_constant(block_map, first, changes[column : column + block_map.words_per_block]):
+            if _is_constant(block_map, first, changes, column):
                 label = block_map.labels[first * WORD_BYTES]
                 if label < num_classes:
                     corner_tiles[tile_starts_CC[label, label]] += 1
@@ -133,7 +154,7 @@ def accumulate(
             noisy = num_entries > area
             if noisy:
                 num_entries = _list_pixels(block_map, first, entries)
-            num_present = _sort_by_class(entries, num_entries, by_class)
+            num_present = _sort_by_class(entries, num_entries, by_class, area)
             if num_present:
                 _add_outer(pixel_tiles if noisy else corner_tiles, tile_starts_CC, area, by_class, num_present)
                 num_blocks += 1
@@ -154,13 +175,13 @@ def _mark_changes(block_map: LabelWords, top: int, changes: NDArray[np.uint64]) 
 
 
 @_kernel
-def _is_constant(block_map: LabelWords, first: int, changes: NDArray[np.uint64]) -> bool:
-    word = block_map.words[first]
+def _is_constant(block_map: LabelWords, first: int, changes: NDArray[np.uint64], column: int) -> bool:
+    word = block_map.words[np.uintp(first)]
     if word != ((word << _BYTE) | (word & _FULL_BYTE)):
         return False
     different = _NO_BIT
-    for i in range(changes.size):
-        different |= changes[i] | (block_map.words[first + i] ^ word)
+    for w in range(block_map.words_per_block):
+        different |= changes[np.uintp(column + w)] | (block_map.words[np.uintp(first + w)] ^ word)
     return bool(different == _NO_BIT)
 
 
@@ -231,9 +252,10 @@ def _emit_corner(
 @_kernel
 def _emit(entries: Entries, count: int, label: np.uint8, position: int, value: int, num_classes: int) -> int:
     """Write an entry; it stays only if it is of a class and not zero."""
-    entries.classes[count] = label
-    entries.positions[count] = position
-    entries.values[count] = value
+    at = np.uintp(count)
+    entries.classes[at] = label
+    entries.positions[at] = position
+    entries.values[at] = value
     return count + int((value != 0) & (label < num_classes))
 
 
@@ -250,16 +272,16 @@ def _list_pixels(block_map: LabelWords, first: int, entries: Entries) -> int:
 
 
 @_kernel
-def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries) -> int:
+def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries, area: int) -> int:
     """Put the entries of each class together, in scan order; returns the number of classes."""
     num_present = 0
     for i in range(num_entries):
-        label = entries.classes[i]
+        label = np.int64(entries.classes[i])
         size = by_class.sizes[label]
         by_class.present[num_present] = label
         num_present += size == 0
-        by_class.positions[label, size] = entries.positions[i]
-        by_class.values[label, size] = entries.values[i]
+        by_class.positions[np.uintp(label * area + size)] = entries.positions[i]
+        by_class.values[np.uintp(label * area + size)] = entries.values[i]
         by_class.sizes[label] = size + 1
     return num_present
 
@@ -270,20 +292,22 @@ def _add_outer(
 ) -> None:
     """tiles += u u^T, each unordered pair of entries once; empties the lists of the classes."""
     sizes, present = by_class.sizes, by_class.present
+    positions, values = by_class.positions, by_class.values
     for i in range(num_present):
         a = present[i]
-        positions_a, values_a = by_class.positions[a], by_class.values[a]
-        for s in range(sizes[a]):
-            row = tile_starts_CC[a, a] + positions_a[s] * area
-            for t in range(s, sizes[a]):
-                tiles[np.uintp(row + positions_a[t])] += values_a[s] * values_a[t]
+        end = a * area + sizes[a]
+        tile = tile_starts_CC[a, a]
+        for s in range(a * area, end):
+            row, value = tile + positions[np.uintp(s)] * area, values[np.uintp(s)]
+            for t in range(s, end):
+                tiles[np.uintp(row + positions[np.uintp(t)])] += value * values[np.uintp(t)]
         for j in range(i + 1, num_present):
             low, high = min(a, present[j]), max(a, present[j])
-            positions_low, values_low = by_class.positions[low], by_class.values[low]
-            positions_high, values_high = by_class.positions[high], by_class.values[high]
-            for s in range(sizes[low]):
-                row = tile_starts_CC[low, high] + positions_low[s] * area
-                for t in range(sizes[high]):
-                    tiles[np.uintp(row + positions_high[t])] += values_low[s] * values_high[t]
+            start, end = high * area, high * area + sizes[high]
+            tile = tile_starts_CC[low, high]
+            for s in range(low * area, low * area + sizes[low]):
+                row, value = tile + positions[np.uintp(s)] * area, values[np.uintp(s)]
+                for t in range(start, end):
+                    tiles[np.uintp(row + positions[np.uintp(t)])] += value * values[np.uintp(t)]
     for i in range(num_present):
         sizes[present[i]] = 0

@@ -1,4 +1,4 @@
-"""Session-wide settings and fixtures. Environment variables are set here, before any test module imports Ray or MLflow."""
+"""Session-wide settings and fixtures. Environment variables are set before any test module imports Ray or MLflow."""
 
 import os
 

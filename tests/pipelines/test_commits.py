@@ -125,7 +125,7 @@ def _visible_rows(tables: str) -> dict[str, Counter[str]]:
 
 
 def _check_finished(tables: str, run: Run) -> None:
-    """Every planned image exactly once in predictions with its mask or in failures; the snapshot lists what is there."""
+    """Every planned image once, in predictions with its mask or in failures; the snapshot lists what is there."""
     rows = _visible_rows(tables)
     assert rows["predictions"] == rows["masks"]
     assert rows["predictions"] + rows["failures"] == Counter(run.plan["work_id"].to_pylist())

@@ -146,6 +146,18 @@ def test_experiment_without_a_finished_run_says_what_there_is(folder: Path) -> N
         compare(config(folder, experiment="started"))
 
 
+def test_run_whose_model_is_gone_is_left_out_with_a_note(folder: Path, tmp_path: Path) -> None:
+    (folder / "wide").rename(folder / "elsewhere")
+    try:
+        result = compare(config(folder, output=str(tmp_path / "out"), num_images=0))
+        with pytest.raises(ValueError, match=r"Run 'wide' is left out.*holds no manifest\.json"):
+            compare(config(folder, output=str(tmp_path / "none"), runs=("wide",)))
+    finally:
+        (folder / "elsewhere").rename(folder / "wide")
+    assert [row["run"] for row in rows_of(result.output)] == ["narrow"]
+    assert "Run &#39;wide&#39; is left out" in storage.read_bytes(result.page).decode()
+
+
 def test_missing_split_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="no split 'night'"):
         compare(config(folder, split="night"))

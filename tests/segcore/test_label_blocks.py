@@ -218,6 +218,6 @@ def test_kernels_compile_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPat
         return 2 * value
 
     monkeypatch.setattr(numba, "njit", refuse_cache)
-    kernel = label_corners._kernel(double)
+    kernel = label_corners._entry_point(double)
     assert kernel is not double
     assert kernel(21) == 42

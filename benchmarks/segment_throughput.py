@@ -1,0 +1,226 @@
+"""`segment` against a bare loop that decodes in threads and runs the same network on the same cores; and its memory.
+
+    python benchmarks/segment_throughput.py [--images DIR] [--backbone efficientnet_lite0] [--rounds 3]
+
+The bare loops write nothing and compute nothing but the class map: one process with as many threads as there are cores,
+and as many processes of one thread. Rates are taken between the first tenth and the last twentieth of the images, so
+that start-up is apart; it is reported beside them. Memory is the peak of a worker for n and for 4 n images.
+"""
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as ds
+import report
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.checkpoints import InputPolicy, ModelCard, load_model, save_model
+from pipelines.datasets.scenes import draw_scene
+from pipelines.demo_images import jpeg
+from pipelines.images import decode_image
+from pipelines.segment import SegmentConfig, SegmentResult, segment
+from segcore.backbones import BACKBONES
+from segcore.models import DeepLabV3PlusConfig, build_model
+
+NUM_CLASSES = 19
+DISTINCT_PHOTOS = 24
+DECODE_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """What is measured."""
+
+    images: str = ""
+    """Folder of photos; default: generated ones of 512 x 683."""
+    backbone: str = "efficientnet_lite0"
+    """Of a DeepLabV3+ with random weights, output stride 16, 19 classes."""
+    num_images: int = 120
+    """Per side and round; photos are repeated under other names."""
+    num_images_memory: int = 60
+    """n of the memory figures, with a small network; the other figure is of 4 n."""
+    rounds: int = 3
+    """Both sides are measured in turn, as often as this."""
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, and write the section of docs/benchmarks.md."""
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as scratch:
+        photos = _photos(Path(scratch, "photos"), config.images, config.num_images)
+        model = _write_model(Path(scratch, "model"), config.backbone)
+        rates: dict[str, list[float]] = {"segment": [], "threads": [], "processes": []}
+        start_up: list[float] = []
+        for turn in range(config.rounds):
+            for side in rates if turn % 2 == 0 else reversed(list(rates)):
+                if side == "segment":
+                    result, rate, seconds = _segment_rate(photos, model, Path(scratch, "tables"), workers=cores)
+                    start_up.append(seconds - (result.num_images + result.num_failures) / rate)
+                elif side == "threads":
+                    rate = _bare_rate(photos, model, processes=1, threads=cores)
+                else:
+                    rate = _bare_rate(photos, model, processes=cores, threads=1)
+                rates[side].append(rate)
+                print(f"round {turn + 1}: {side} {rate:.2f} images/s", flush=True)
+        memory = _memory(Path(scratch), config)
+    _write(config, cores, rates, start_up, memory)
+
+
+def _write(
+    config: BenchmarkConfig,
+    cores: int,
+    rates: dict[str, list[float]],
+    start_up: list[float],
+    memory: dict[int, int],
+) -> None:
+    rows = [
+        (label, f"{np.median(rates[side]):.2f}", f"{report.median_ratio(rates['segment'], rates[side]):.2f}")
+        for label, side in (
+            ("`segment`", "segment"),
+            (f"bare loop, 1 process of {cores} threads", "threads"),
+            (f"bare loop, {cores} processes of 1 thread", "processes"),
+        )
+    ]
+    (n, small), (many, large) = sorted(memory.items())
+    text = f"""## Batch segmentation
+
+DeepLabV3+ on {config.backbone}, output stride 16, {config.num_images} photos of {config.images or "512 x 683 (generated)"}
+per side and round, {config.rounds} rounds. `segment` decodes, runs the network, computes confidences, entropy and margin,
+encodes masks, writes and commits Parquet; the bare loops decode, run the network and take the argmax.
+
+{report.table(("", "images/s (median)", "`segment` / this (median over rounds)"), rows)}
+
+Target: at least 0.85 of the bare loop. Start-up of `segment` (Ray, workers, model; apart): {np.median(start_up):.1f} s.
+
+Peak resident memory of a worker: {small / 2**20:.0f} MiB for {n} images, {large / 2**20:.0f} MiB for {many}
+(ratio {large / small:.3f})."""
+    print(text)
+    report.write_section("segment_throughput", text)
+
+
+def _segment_rate(photos: Path, model: str, tables: Path, *, workers: int) -> tuple[SegmentResult, float, float]:
+    """Result, steady images per second, and all seconds."""
+    shutil.rmtree(tables, ignore_errors=True)
+    config = SegmentConfig(
+        images=str(photos),
+        model=model,
+        tables=str(tables),
+        workers=workers,
+        decode_threads=DECODE_THREADS,
+        images_per_shard=16,
+        page=False,
+        tracking_uri=f"sqlite:///{tables.parent / 'mlflow.db'}",
+    )
+    started = time.perf_counter()
+    result = segment(config)
+    seconds = time.perf_counter() - started
+    created = ds.dataset(tables / "predictions").to_table(columns=["created_at"])["created_at"].to_numpy()
+    return result, _steady_rate(np.sort(created).astype("datetime64[us]").astype(np.float64) / 1e6), seconds
+
+
+def _steady_rate(times: NDArray[np.float64]) -> float:
+    first, last = len(times) // 10, len(times) - 1 - len(times) // 20
+    return float((last - first) / (times[last] - times[first]))
+
+
+def _bare_rate(photos: Path, model: str, *, processes: int, threads: int) -> float:
+    """Steady images per second of bare loops that share the photos."""
+    paths = sorted(str(path) for path in photos.iterdir())
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        loops = [pool.submit(_bare_loop, paths[index::processes], model, threads) for index in range(processes)]
+        times = np.sort(np.concatenate([loop.result() for loop in loops]))
+    return _steady_rate(times)
+
+
+def _bare_loop(paths: list[str], model: str, threads: int) -> NDArray[np.float64]:
+    """When each class map was there; in the memory layout and batch size that are fastest on a CPU."""
+    torch.set_num_threads(threads)
+    bundle = load_model(model)
+    network = bundle.model.to(memory_format=torch.channels_last)
+    mean = torch.tensor(bundle.card.mean).view(1, 3, 1, 1) * 255
+    std = torch.tensor(bundle.card.std).view(1, 3, 1, 1) * 255
+    times: list[float] = []
+    with torch.inference_mode():
+        for pixels_HW3 in _decoded_ahead(paths):
+            image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None]
+            image = image.to(torch.float32, memory_format=torch.channels_last)
+            # max, since argmax alone takes several times longer on a CPU
+            classes = network((image - mean) / std).logits_NCHW.max(dim=1).indices.to(torch.uint8).numpy()
+            assert classes.shape[1:] == pixels_HW3.shape[:2]
+            times.append(time.time())
+    return np.asarray(times)
+
+
+def _decoded_ahead(paths: list[str]) -> Iterator[NDArray[np.uint8]]:
+    waiting: deque[Future[NDArray[np.uint8]]] = deque()
+    with ThreadPoolExecutor(DECODE_THREADS) as pool:
+        for path in paths:
+            waiting.append(pool.submit(_decode, path))
+            if len(waiting) > 2 * DECODE_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _decode(path: str) -> NDArray[np.uint8]:
+    return decode_image(Path(path).read_bytes()).pixels_HW3
+
+
+def _memory(scratch: Path, config: BenchmarkConfig) -> dict[int, int]:
+    """Peak memory of a worker in bytes, by number of images."""
+    model = _write_model(scratch / "small model", "mobilenet_v3_small")
+    peaks: dict[int, int] = {}
+    for count in (config.num_images_memory, 4 * config.num_images_memory):
+        photos = _photos(scratch / f"photos {count}", config.images, count)
+        result, _, _ = _segment_rate(photos, model, scratch / "tables", workers=1)
+        peaks[count] = result.peak_memory_bytes
+    return peaks
+
+
+def _photos(folder: Path, source: str, count: int) -> Path:
+    """`count` photos in a new folder."""
+    if source:
+        data = [Path(uri).read_bytes() for uri in storage.list_files(source)]
+        data = [each for each in data if each.startswith(b"\xff\xd8\xff")]
+    else:
+        data = [jpeg(draw_scene(seed, height=512, width=683)[0]) for seed in range(DISTINCT_PHOTOS)]
+    folder.mkdir(parents=True)
+    for index in range(count):
+        Path(folder, f"photo-{index:05d}.jpg").write_bytes(data[index % len(data)])
+    return folder
+
+
+def _write_model(folder: Path, backbone: str) -> str:
+    torch.manual_seed(0)
+    spec = BACKBONES[backbone]
+    config = DeepLabV3PlusConfig(backbone=backbone, output_stride=16)
+    card = ModelCard(
+        model_config=config,
+        class_names=tuple(f"class {index}" for index in range(NUM_CLASSES)),
+        palette=tuple((index, 2 * index, 3 * index) for index in range(NUM_CLASSES)),
+        mean=spec.mean,
+        std=spec.std,
+        dataset_digest="none: random weights",
+        label_pca_digest=None,
+        recipe={},
+        scores={},
+        input_policy=InputPolicy(image_height=512, image_width=683, crop_height=512, crop_width=512),
+    )
+    save_model(str(folder), build_model(config, NUM_CLASSES), card)
+    return str(folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig, description=__doc__))
