@@ -94,11 +94,12 @@ def _write(
         )
     ]
     (n, small), (many, large) = sorted(memory.items())
+    source = "of --images" if config.images else "generated, 512 x 683"
     text = f"""## Batch segmentation
 
-DeepLabV3+ on {config.backbone}, output stride 16, {config.num_images} photos of {config.images or "512 x 683 (generated)"}
-per side and round, {config.rounds} rounds. `segment` decodes, runs the network, computes confidences, entropy and margin,
-encodes masks, writes and commits Parquet; the bare loops decode, run the network and take the argmax.
+DeepLabV3+ on {config.backbone}, output stride 16, {config.num_images} photos ({source}) per side and round,
+{config.rounds} rounds. `segment` decodes, runs the network, computes confidences, entropy and margin, encodes masks,
+writes and commits Parquet; the bare loops decode, run the network and take the argmax.
 
 {report.table(("", "images/s (median)", "`segment` / this (median over rounds)"), rows)}
 
