@@ -253,13 +253,11 @@ class Scorer:
     def _batches(self, rows: pa.Table) -> Iterator[tuple[list[dict[str, Any]], Tensor, NDArray[np.uint8]]]:
         """Decode ahead of the network, and join neighbours of one size up to the batch."""
         columns = rows.select(["part", "row", "image_id"]).to_pylist()
-        groups = [
-            rows.slice(start, self.config.batch_size).to_pylist()
-            for start in range(0, rows.num_rows, self.config.batch_size)
-        ]
+        size = self.config.batch_size
+        groups = (rows.slice(start, size).to_pylist() for start in range(0, rows.num_rows, size))
         position = 0
         with decoding_threads(DECODING_THREADS) as pool:
-            for pairs in ordered_ahead(pool, decode_pair, iter(groups), ahead=2):
+            for pairs in ordered_ahead(pool, decode_pair, groups, ahead=2):
                 facts = columns[position : position + len(pairs)]
                 position += len(pairs)
                 for first, last in _runs_of_one_size([labels_HW.shape for _, labels_HW in pairs]):

@@ -134,9 +134,8 @@ class ShardSegmenter:
             )
         self.bundle.model.to("cuda" if job.use_gpu else "cpu").to(memory_format=torch.channels_last)
         # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
-        self.network = ThreadPoolExecutor(
-            1, thread_name_prefix="network", initializer=torch.set_num_threads, initargs=(job.threads,)
-        )
+        self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self.network.submit(_use_threads, job.threads).result()
         self.decoders = decoding_threads(job.decode_threads)
         self.began = time.time()
 
@@ -217,6 +216,13 @@ class _Seen:
     found: Predictions | None
     index: int
     infer_ms: float
+
+
+def _use_threads(num_threads: int) -> None:
+    """Let PyTorch use this many cores in the calling thread, whatever other threads ask for later."""
+    torch.set_num_threads(num_threads)
+    # A thread takes its number at its first use of PyTorch's pool from what any thread set last: use it now.
+    torch.get_num_threads()
 
 
 def inference_of(settings: RunSettings) -> InferenceConfig:

@@ -13,7 +13,11 @@ from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import duckdb
+import pyarrow.parquet as pq
 import pytest
+
+from pipelines.tables import SCHEMAS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 200
@@ -214,6 +218,18 @@ def test_readme_shows_every_job() -> None:
     if "make demo" in readme:
         shown.add("demo")
     assert set(JOBS) <= shown
+
+
+def test_queries_of_the_readme_fit_the_tables(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for name, schema in SCHEMAS.items():
+        folder = tmp_path / "tables" / name / "run_date=2026-11-20"
+        folder.mkdir(parents=True)
+        pq.write_table(schema.empty_table(), folder / "part-0.parquet")
+    queries = [query for query in block.replace("'tables/", f"'{tmp_path}/tables/").split(";") if query.strip()]
+    assert queries
+    for query in queries:
+        assert duckdb.sql(query).fetchall() == []
 
 
 def test_documented_make_targets_exist() -> None:

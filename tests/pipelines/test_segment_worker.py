@@ -1,5 +1,7 @@
 """A worker's parts, without Ray: grouping by size, and what it does when the network fails."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,7 @@ class FailsOn(nn.Module):
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> tuple[ShardSegmenter, pa.Table, list[str]]:
+def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]]]:
     """A worker in this process, a fetched shard of six images of two sizes, and their URIs."""
     model = write_model(tmp_path / "model")
     uris = []
@@ -126,7 +128,9 @@ def worker(tmp_path: Path) -> tuple[ShardSegmenter, pa.Table, list[str]]:
     batch = fetch_shard(_payload(uris, [Path(uri).stat().st_size for uri in uris]))
     plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
     commits.create_run(job.tables, Run(settings=settings, plan=plan))
-    return ShardSegmenter(job), batch, uris
+    threads = torch.get_num_threads()
+    yield ShardSegmenter(job), batch, uris
+    torch.set_num_threads(threads)  # a worker sets its process's
 
 
 def test_an_image_on_which_the_network_fails_costs_no_other(
@@ -157,6 +161,15 @@ def test_a_shard_that_is_committed_already_is_not_computed_again(
     segmenter.bundle = replace_model(segmenter, FailsOn(segmenter.bundle.model, height=48))
     again = segmenter(batch).to_pylist()[0]
     assert (again["num_images"], again["num_failures"]) == (first["num_images"], first["num_failures"]) == (6, 0)
+
+
+def test_the_network_keeps_its_threads_beside_decoders_of_one_thread(
+    worker: tuple[ShardSegmenter, pa.Table, list[str]],
+) -> None:
+    segmenter = ShardSegmenter(replace(worker[0].job, threads=3))
+    decoders = [segmenter.decoders.submit(torch.get_num_threads) for _ in range(4)]
+    assert {each.result() for each in decoders} == {1}
+    assert segmenter.network.submit(torch.get_num_threads).result() == 3
 
 
 def test_a_model_that_changed_since_the_plan_is_refused(
