@@ -28,6 +28,10 @@ from pipelines.training_worker import TrainJob
 MAX_WORKER_DEATHS = 2
 """Restarts from the latest checkpoint before a training gives up."""
 
+CPU_ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""glibc gives activations back to the system at every step, and up to a third of a step then goes into page faults;
+huge pages make them few. Read at the start of a process, so it cannot be set inside the worker."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeptCheckpoint:
@@ -78,6 +82,7 @@ def run_group(
             ),
             callbacks=[SayFailures(board)],  # type: ignore[list-item]  # likewise
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={} if use_gpu else {"env_vars": CPU_ALLOCATOR},
         ),
     )
     try:

@@ -47,13 +47,12 @@ class SeparableConv(nn.Module):
     Args:
         in_channels, out_channels: widths.
         dilation: of the depthwise half.
-        activation: False leaves the last ReLU out.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1, activation: bool = True) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__()
         self.depthwise = ConvBnAct(in_channels, in_channels, 3, dilation=dilation, groups=in_channels)
-        self.pointwise = ConvBnAct(in_channels, out_channels, activation=activation)
+        self.pointwise = ConvBnAct(in_channels, out_channels)
 
     def forward(self, x_NKhw: Tensor) -> Tensor:
         """Map of the same size."""

@@ -6,18 +6,18 @@ expands. A learnable temperature scales the scores: the basis reconstructs one-h
 temperature 1 even perfect ones cost ln(e + C - 1) - 1 = 2.12 nats at 21 classes.
 
 Reproduces the decoder costs of tables 2 and 3 within 1 %. Parameters at 21 classes, basis and its bias included,
-temperature (1) not: ResNet-50 deep stem 27,020,352 without low-level features and 27,376,928 with strides 2 and 16
-(64 components, OS 16); Xception-65 with stride 16 and 128 components 41,802,016.
+temperature (1) not: ResNet-50 deep stem 27,020,288 without low-level features and 27,376,864 with strides 2 and 16
+(64 components, OS 16); Xception-65 with stride 16 and 128 components 41,801,888.
 
 Where the paper is silent (it gives no code):
-- Widths and the sequential fusion follow from its decoder costs. The last separable convolution has no final ReLU:
-  codes have both signs.
+- Widths and the sequential fusion follow from its decoder costs. The convolution that predicts the code is a plain one
+  with a bias, as every classifier's last: batch normalisation there would force each batch's mean code to be the
+  same, whatever the images show. It starts at the mean code of the training labels, with next to no weights.
 - The basis is frozen; with `freeze_basis=False` it is only initialised from the PCA.
 - T = 0.001 + exp(t), so that it stays positive and never loses its gradient; no weight decay. Start 0.1 rather than 1:
   from 1 it has to fall by a factor of 10 to 30 before the loss means anything.
 - `code_scale`. A block of one class is a vector of norm R, so codes reach R while a fresh layer emits about 1. A
-  diagonal is absorbed into the basis, W' = W diag(s): the same span, the same functions, another conditioning. The last
-  batch normalisation starts with the mean and deviation of the training labels' codes.
+  diagonal is absorbed into the basis, W' = W diag(s): the same span, the same functions, another conditioning.
 - Low-level features: torchvision's ResNets end a stage after the sum and ReLU; the paper taps the last convolution.
 """
 
@@ -47,6 +47,9 @@ from segcore.models.contract import LossTerms, SegmentationOutput
 
 LOW_LEVEL_STRIDES = (2, 4, 8, 16)
 TEMPERATURE_FLOOR = 1e-3
+CODE_WEIGHT_STD = 1e-3
+"""Of the layer that predicts the code: small, so that training does not start by unlearning random blocks."""
+
 CodeScale = Literal["none", "block", "whiten"]
 CODE_SCALES: tuple[CodeScale, ...] = get_args(CodeScale)
 
@@ -123,14 +126,12 @@ class BlockCode:
         bias_D: mean block of a centred PCA, else zeros.
         scale_P: s, the predicted code's unit in each component.
         mean_P: mean code of the training labels' blocks, before scaling.
-        deviation_P: standard deviation of the codes, before scaling.
     """
 
     basis_DP: Tensor
     bias_D: Tensor
     scale_P: Tensor
     mean_P: Tensor
-    deviation_P: Tensor
 
 
 def block_code(label_pca: LabelPCA, config: DUpsamplingConfig, num_classes: int) -> BlockCode:
@@ -155,7 +156,6 @@ def block_code(label_pca: LabelPCA, config: DUpsamplingConfig, num_classes: int)
     mean_D = torch.from_numpy(label_pca.mean_D.astype("float64"))
     second_P = torch.from_numpy(label_pca.eigenvalues_P.astype("float64")).clamp(min=0) / max(label_pca.num_blocks, 1)
     mean_P = torch.zeros_like(second_P) if label_pca.centred else basis_DP.T @ mean_D
-    deviation_P = (second_P - mean_P**2).clamp(min=0).sqrt()
     scale_P = torch.ones_like(second_P)
     if config.code_scale == "block":
         scale_P = scale_P * label_pca.block_side
@@ -168,20 +168,17 @@ def block_code(label_pca: LabelPCA, config: DUpsamplingConfig, num_classes: int)
         bias_D=mean_D if label_pca.centred else torch.zeros_like(mean_D),
         scale_P=scale_P,
         mean_P=mean_P,
-        deviation_P=deviation_P,
     )
 
 
 def blank_block_code(config: DUpsamplingConfig, num_classes: int) -> BlockCode:
     """Zeros of the right shapes, for a network whose state dict is loaded next."""
     entries = num_classes * config.output_stride**2
-    components = torch.zeros(config.num_components)
     return BlockCode(
         basis_DP=torch.zeros(entries, config.num_components),
         bias_D=torch.zeros(entries),
         scale_P=torch.ones(config.num_components),
-        mean_P=components,
-        deviation_P=components,
+        mean_P=torch.zeros(config.num_components),
     )
 
 
@@ -227,9 +224,12 @@ class DUpsampling(nn.Module):
             DownsampledFusion(config.aspp_channels, self.backbone.channels[stride], config.low_level_channels)
             for stride in config.features
         )
-        self.project = SeparableConv(config.aspp_channels, config.num_components, activation=False)
-        for part in (self.aspp, self.fusions, self.project):
+        self.depthwise = ConvBnAct(config.aspp_channels, config.aspp_channels, 3, groups=config.aspp_channels)
+        for part in (self.aspp, self.fusions, self.depthwise):
             initialise_convolutions(part)
+        self.predict_code = nn.Conv2d(config.aspp_channels, config.num_components, 1)
+        nn.init.normal_(self.predict_code.weight, std=CODE_WEIGHT_STD)
+        self.predict_code.bias = nn.Parameter((code.mean_P / code.scale_P).to(torch.get_default_dtype()))
         self.dupsample = DUpsample(
             code.basis_DP * code.scale_P,
             code.bias_D,
@@ -239,10 +239,6 @@ class DUpsampling(nn.Module):
         self.register_buffer("scale_P", code.scale_P.to(torch.get_default_dtype()))
         log_temperature = math.log(config.temperature_init - TEMPERATURE_FLOOR)
         self.log_temperature = nn.Parameter(torch.tensor(log_temperature), requires_grad=config.train_temperature)
-        with torch.no_grad():
-            norm = self.project.pointwise.norm
-            norm.weight.copy_(code.deviation_P / code.scale_P)
-            norm.bias.copy_(code.mean_P / code.scale_P)
         set_batch_norm_momentum(self, config.batch_norm_momentum)
 
     @property
@@ -257,7 +253,7 @@ class DUpsampling(nn.Module):
         x = self.aspp(features[32])
         for stride, fusion in zip(self.feature_strides, self.fusions, strict=True):
             x = fusion(x, features[stride])
-        code = self.project(x)
+        code = self.predict_code(self.depthwise(x))
         scores = self.dupsample(code)[..., :height, :width]
         return SegmentationOutput(
             logits_NCHW=scores / self._temperature(), low_resolution_NKhw=code * self.scale_P[:, None, None]

@@ -34,7 +34,7 @@ def test_separable_convolution_has_a_norm_and_relu_after_each_half() -> None:
 
 def test_the_last_relu_can_be_left_out() -> None:
     torch.manual_seed(0)
-    output = SeparableConv(4, 6, activation=False)(torch.randn(2, 4, 9, 7))
+    output = ConvBnAct(4, 6, activation=False)(torch.randn(2, 4, 9, 7))
     assert output.min() < 0 < output.max()
     assert ConvBnAct(4, 6)(torch.randn(2, 4, 9, 7)).min() == 0
 
