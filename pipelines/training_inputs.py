@@ -68,6 +68,12 @@ def open_inputs(
         if dataset.splits[split].num_images == 0:
             raise ValueError(f"split {split!r} of {data} has no images; choose another or prepare more data")
     steps = recipe.steps_per_epoch(num_images=dataset.splits[train_split].num_images, num_workers=workers)
+    if recipe.optim.warmup_steps >= steps * recipe.epochs:
+        raise ValueError(
+            f"the learning rate warms up over {recipe.optim.warmup_steps} steps and this training has {steps} in each "
+            f"of its {recipe.epochs} epoch(s); give --epochs {recipe.optim.warmup_steps // steps + 1} or more, or a "
+            "smaller --optim.warmup-steps"
+        )
     if recipe.batch_size == workers and not synchronised:
         raise ValueError(
             f"batch_size {recipe.batch_size} gives each of {workers} worker(s) one image, which batch normalisation "

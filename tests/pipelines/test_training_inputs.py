@@ -1,6 +1,7 @@
 """What a training reads is checked before anything starts, and the label PCA is fitted to the network."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_a_missing_label_pca_is_refused(data: str, tmp_path: Path) -> None:
         open_with(recipe_with(components=6), data, None)
     with pytest.raises(ValueError, match=r"holds no manifest.json.*jobs/fit_label_pca.py"):
         open_with(recipe_with(components=6), data, str(tmp_path / "absent"))
+
+
+def test_a_warm_up_longer_than_the_training_is_refused_with_epochs_that_suffice(data: str) -> None:
+    recipe = tiny_recipe()
+    recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, warmup_steps=1000))
+    with pytest.raises(ValueError, match=r"warms up over 1000 steps .* give --epochs \d+ or more") as refusal:
+        open_with(recipe, data, None)
+    match = re.search(r"--epochs (\d+)", str(refusal.value))
+    assert match is not None
+    open_with(dataclasses.replace(recipe, epochs=int(match[1])), data, None)
 
 
 def test_the_input_policy_is_the_size_of_crops_and_of_typical_images(data: str) -> None:
