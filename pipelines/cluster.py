@@ -7,12 +7,22 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the cluster's description on the head, on which submitted jobs run."""
 
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # the default, 30 minutes, looks like a hang
+    # Off: it sees only finished shards, and a slow network may take longer for one than any limit. Too few CPUs, the
+    # cause of real hangs, are refused before (`_check_resources`).
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "-1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report() blocks for one interval; the default is 2 s
     "AWS_EC2_METADATA_DISABLED": "true",
 }
@@ -63,14 +73,37 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
             ray.shutdown()
 
 
+def cluster_size(kind: str = "CPU") -> int:
+    """Logical CPUs or GPUs that the cluster has, or that it may start on demand if those are more; Ray must run."""
+    import ray
+
+    return max(int(ray.cluster_resources().get(kind, 0)), _on_demand(kind))
+
+
+def _on_demand(kind: str) -> int:
+    """CPUs or GPUs of all machines that a cluster made by `ray up` may start; 0 elsewhere."""
+    file = CLUSTER_FILE.expanduser()
+    if not file.exists():
+        return 0
+    types = yaml.safe_load(file.read_text())["available_node_types"].values()
+    return sum(int(each.get("max_workers", 0) * each.get("resources", {}).get(kind, 0)) for each in types)
+
+
 def _check_resources(num_cpus: int, num_gpus: int, why: str) -> None:
     import ray
 
     resources = ray.cluster_resources()
     for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
-        found = int(resources.get(kind, 0))
+        running, found = int(resources.get(kind, 0)), cluster_size(kind)
         if found < needed:
             raise ValueError(
                 f"this Ray cluster has {found} logical {kind}s and {why} need {needed}; ask for fewer --workers, "
                 f"or start Ray with more (ray start --head --num-{kind.lower()}s={needed})"
+            )
+        if running < needed:
+            logger.info(
+                "%d of %d logical %ss are running; the cluster starts machines for the rest, which takes minutes",
+                running,
+                needed,
+                kind,
             )

@@ -167,9 +167,9 @@ def run_ids(tables: str) -> list[str]:
     return [name for name in names if storage.exists(_plan_uri(tables, name))]
 
 
-def next_run_id(tables: str) -> str:
-    """The number after the newest run's."""
-    return f"{max(map(int, run_ids(tables)), default=0) + 1:06d}"
+def next_run_id(snapshot: Snapshot) -> str:
+    """The number after the newest published run's."""
+    return f"{max(map(int, snapshot.run_ids), default=0) + 1:06d}"
 
 
 def create_run(tables: str, run: Run) -> bool:
@@ -213,7 +213,7 @@ def stage(
     folder = f"_staging/{settings.run_id}/{shard:05d}/{attempt}"
     files: list[PartFile] = []
     for name in TABLES:
-        if not rows[name].num_rows:
+        if not rows[name].num_rows and shard:  # the first shard writes empty ones too: every table can be read
             continue
         data = parquet_bytes(name, rows[name], settings.footer)
         staged = f"{folder}/{name}.parquet"
@@ -348,9 +348,10 @@ def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
         named = {file.staged for each in read_commits(tables, run_id).values() for file in each.files}
         for path in fs.find(f"{root}/{run_id}"):
             relative = "_staging/" + path.removeprefix(root).lstrip("/")
-            if relative not in named and fs.modified(path).timestamp() <= limit:
-                fs.rm_file(path)
-                removed += 1
+            with contextlib.suppress(FileNotFoundError):  # another job promoted or discarded it this moment
+                if relative not in named and fs.modified(path).timestamp() <= limit:
+                    fs.rm_file(path)
+                    removed += 1
     if storage.is_local(fs):
         for folder in sorted(Path(root).rglob("*"), reverse=True):  # deepest first
             if folder.is_dir() and folder.stat().st_mtime <= limit:

@@ -1,11 +1,12 @@
 """What MLflow and the model folders know about the runs of a comparison, and whether they may be compared."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from pipelines import tracking
 from pipelines.checkpoints import read_card
 from pipelines.evaluate import SPLIT_TAG
+from segcore.inference import InferenceConfig
 from segcore.models import config_to_dict
 
 NETWORK_PREFIX = "model."
@@ -134,10 +135,18 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
                     for name, value in evaluation.metrics.items()
                     if name.startswith(prefix)
                 },
-                scored_by=f"evaluate on {split!r}",
+                scored_by=f"evaluate on {split!r}{_inference(evaluation)}",
                 scored_digest=evaluation.tags.get(tracking.DATASET_DIGEST_TAG, ""),
             )
     return run
+
+
+def _inference(evaluation: tracking.RunRecord) -> str:
+    """How the network was shown the images, where it was not the plain way."""
+    plain = {name: str(value) for name, value in asdict(InferenceConfig()).items()}
+    given = {name: evaluation.parameters.get(f"inference.{name}", value) for name, value in plain.items()}
+    other = [f"{name} {value}" for name, value in given.items() if value != plain[name]]
+    return f" ({', '.join(other)})" if other else ""
 
 
 def _class_name(metric: str, class_names: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import manifests, storage
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import cluster_size, ray_cluster
 from pipelines.label_pca_picture import components_png
 from pipelines.label_pca_tasks import count_blocks, merge_tree, run_shares, score_labels, share_out
 from pipelines.label_pcas import LabelPCAFolder, load_label_pca, save_label_pca
@@ -181,9 +181,7 @@ def _recover(dataset: PreparedDataset, config: FitLabelPCAConfig, pca: LabelPCA)
 
 
 def _num_workers(config: FitLabelPCAConfig) -> int:
-    import ray
-
-    return config.workers or max(1, int(ray.cluster_resources()["CPU"]))
+    return config.workers or max(1, cluster_size())
 
 
 def _first_parts(parts: tuple[Part, ...], num_images: int) -> tuple[Part, ...]:

@@ -142,7 +142,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
                 rgb = rgb.transpose(turn)
         pixels_HW3: NDArray[np.uint8] = np.asarray(rgb)
         _note_frames(image, notes)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # a trust boundary: broken files raise anything, from OSError to struct.error
         raise _broken(image.format, error) from error
@@ -172,6 +172,8 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         image.load()
         one_channel = image.mode in ("P", "L", "1") or image.mode.startswith("I")
         values_HW = np.asarray(image) if one_channel else None
+    except MemoryError:
+        raise
     except Exception as error:  # see decode_image
         raise _broken(image.format, error) from error
     if values_HW is None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 
 from pipelines import manifests, storage
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import cluster_size, ray_cluster
 from pipelines.datasets import DatasetListing, Sample, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
 from pipelines.datasets.folder import FolderConfig
@@ -211,7 +211,7 @@ def _records(
     import ray  # here, not above: `--help` need not wait for it
 
     task = ray.remote(num_cpus=1)(prepare_shard)
-    workers = num_workers or max(int(ray.cluster_resources()["CPU"]), 1)
+    workers = num_workers or max(cluster_size(), 1)
     in_flight: list[Any] = []
     while True:
         if not stop():
@@ -253,6 +253,7 @@ def _finish(
         total.merge(statistics)
     normalised = "train" if by_split.get("train", total).num_pixels and "train" in by_split else None
     mean, std = (by_split[normalised] if normalised else total).mean_and_std()
+    _refuse_one_class(total, listing)
     _warn(total, listing)
     storage.remove_unfinished(output)
     content = {
@@ -292,6 +293,16 @@ def _split_entry(split: str, statistics: Statistics, records: list[ShardRecord])
             if record.num_rows
         ],
     }
+
+
+def _refuse_one_class(total: Statistics, listing: DatasetListing) -> None:
+    names, present = listing.class_table.names, [count > 0 for count in total.class_pixels_C]
+    if len(names) > 1 and sum(present) == 1 and sum(total.class_pixels_C) < total.num_pixels:
+        raise ValueError(
+            f"every label pixel is {names[present.index(True)]!r} or ignored, so there is nothing to learn; black and "
+            "white masks hold 0 and 255, and this class table ignores 255: store class indices (0 and 1), or name the "
+            "value 255 in the class table and take it out of `ignore`"
+        )
 
 
 def _warn(total: Statistics, listing: DatasetListing) -> None:

@@ -22,7 +22,7 @@ from pipelines.commits import Run, RunSettings, Snapshot
 from pipelines.manifests import code_commit, digest
 from pipelines.progress import progress
 from pipelines.run_page import write_run_page
-from pipelines.segment_plan import INTAKE_VERSION, committed_work_ids, list_images, plan_work, work_ids
+from pipelines.segment_plan import INTAKE_VERSION, committed_work, list_images, plan_work, work_ids
 from segcore.inference import InferenceConfig
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class SegmentResult:
         run_ids: of the runs that this job finished; the last is its own, unless there was nothing new.
         num_images: segmented by this job.
         num_failures: images that ended in the failures table, this job's.
-        num_present: listed images that the tables held already when this job planned its own run.
+        num_present: listed images that the tables held already when this job began.
         images_per_second: of this job's images, start-up apart; NaN without any.
         peak_memory_bytes: of the largest worker; 0 without any.
         page: URI of the last run's page, or "".
@@ -124,7 +124,10 @@ class _Job:
     bundle: ModelBundle
     reports: "list[ShardReport]" = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
-    num_present: int = 0
+    num_listed: int = 0
+    num_done: int = 0
+    """Of the listed images, by this job."""
+    page: str = ""
 
 
 def segment(config: SegmentConfig) -> SegmentResult:
@@ -156,8 +159,11 @@ def segment(config: SegmentConfig) -> SegmentResult:
             run = _next_run(job, listing)
             if run is not None:
                 _execute(job, run)
-        commits.sweep(config.tables)
         result = _result(job, tracked)
+        try:
+            commits.sweep(config.tables)
+        except OSError as error:  # the night's work is published; old leftovers may wait for the next one
+            logger.warning("could not sweep old staged files: %s", error)
         tracked.set_tags({"segpipe.tables": result.tables, "segpipe.snapshot": str(result.snapshot)})
         metrics = {"num_images": result.num_images, "num_failures": result.num_failures}
         tracked.log_metrics(metrics | {"images_per_second": result.images_per_second})
@@ -180,6 +186,10 @@ def _check_tables(tables: str, bundle: ModelBundle) -> None:
         logger.warning(
             "the store of %s ignores conditional writes: run one segment job at a time over these tables", tables
         )
+    _check_class_table(tables, bundle)
+
+
+def _check_class_table(tables: str, bundle: ModelBundle) -> None:
     known = _class_table(tables)
     card = bundle.card
     if known is None or known == (card.class_names, card.palette):
@@ -214,17 +224,17 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
     config = job.config
     inference = dataclasses.asdict(config.inference)
     config_digest = digest({"inference": inference, "intake": INTAKE_VERSION})
+    job.num_listed = listing.num_rows
     ids = work_ids(listing, model_digest=job.bundle.digest, config_digest=config_digest)
     while True:
         snapshot = _finish_unfinished(job)
-        committed = committed_work_ids(config.tables, snapshot)
+        committed = committed_work(config.tables, snapshot)
         plan = plan_work(listing, ids, committed, images_per_shard=config.images_per_shard, workers=config.workers)
-        job.num_present = listing.num_rows - plan.num_rows
         if not plan.num_rows:
             return None
         now = datetime.now(UTC)
         settings = RunSettings(
-            run_id=f"{max(map(int, snapshot.run_ids), default=0) + 1:06d}",
+            run_id=commits.next_run_id(snapshot),
             run_date=now.date().isoformat(),
             created_at=now.isoformat(),
             images=config.images,
@@ -242,6 +252,7 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
         if commits.create_run(config.tables, run):
             return run
         logger.info("another job has planned run %s meanwhile; finishing it first", settings.run_id)
+        _check_class_table(config.tables, job.bundle)
 
 
 def _finish_unfinished(job: _Job) -> Snapshot:
@@ -257,6 +268,11 @@ def _finish_unfinished(job: _Job) -> Snapshot:
             commits.publish(tables, run)
             logger.warning("gave up %d of %d shards of unfinished run %s", num_shards, run.num_shards, run_id)
         else:
+            if not storage.exists(run.settings.images):
+                raise ValueError(
+                    f"run {run_id} of these tables is not finished and its images {run.settings.images!r} are not "
+                    "there; bring them back, or give up what the run has not committed with --abandon-unfinished"
+                )
             logger.info("continuing run %s of %s, which is not finished", run_id, run.settings.images)
             _execute(job, run)
     return commits.newest_snapshot(tables)
@@ -284,8 +300,13 @@ def _execute(job: _Job, run: Run) -> None:
             for report in segment_shards(run, left, job=worker_job, workers=config.workers):
                 job.reports.append(report)
                 advance(report.num_images + report.num_failures)
+                if run.settings.images == config.images:
+                    job.num_done += report.num_images + report.num_failures
     commits.publish(config.tables, run)
     job.run_ids.append(run_id)
+    if config.page:
+        job.page = storage.join(config.tables, "runs", run_id, "page.html")
+        write_run_page(config.tables, run_id, job.page)
 
 
 def _model_folder(job: _Job, settings: RunSettings) -> str:
@@ -311,10 +332,6 @@ def _model_folder(job: _Job, settings: RunSettings) -> str:
 
 def _result(job: _Job, tracked: tracking.TrackedRun) -> SegmentResult:
     config = job.config
-    page = ""
-    if config.page and job.run_ids:
-        page = storage.join(config.tables, "runs", job.run_ids[-1], "page.html")
-        write_run_page(config.tables, job.run_ids[-1], page)
     num_images = sum(report.num_images for report in job.reports)
     num_failures = sum(report.num_failures for report in job.reports)
     seconds = 0.0
@@ -326,9 +343,9 @@ def _result(job: _Job, tracked: tracking.TrackedRun) -> SegmentResult:
         run_ids=tuple(job.run_ids),
         num_images=num_images,
         num_failures=num_failures,
-        num_present=job.num_present,
+        num_present=max(0, job.num_listed - job.num_done),
         images_per_second=(num_images + num_failures) / seconds if seconds else float("nan"),
         peak_memory_bytes=max((report.peak_memory_bytes for report in job.reports), default=0),
-        page=page,
+        page=job.page,
         run_id=tracked.run_id,
     )

@@ -14,12 +14,13 @@ FETCH_ATTEMPTS = 3
 FETCH_PAUSE_SECONDS = 0.3
 MAX_MESSAGE_CHARACTERS = 2000
 
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NOT_AT_ONCE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Not worth another attempt within a second. The next run tries again: a disk comes back, a credential is renewed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Why an image could not be segmented, and whether another attempt may succeed by itself."""
+    """Why an image could not be segmented, and whether the next run shall try again, though the file is the same."""
 
     stage: str
     error: str
@@ -75,9 +76,8 @@ def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int
         try:
             data = storage.read_bytes(uri)
         except Exception as error:  # a trust boundary: object stores raise their own types
-            retryable = not isinstance(error, _PERMANENT)
-            if not retryable or attempt == FETCH_ATTEMPTS:
-                return None, Failure.of(error, stage="fetch", retryable=retryable), attempt
+            if isinstance(error, _NOT_AT_ONCE) or attempt == FETCH_ATTEMPTS:
+                return None, Failure.of(error, stage="fetch", retryable=True), attempt
             time.sleep(FETCH_PAUSE_SECONDS * attempt)
         else:
             if len(data) == size_bytes:

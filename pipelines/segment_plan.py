@@ -1,11 +1,13 @@
 """What there is to segment: the listing of a folder or bucket, less what is committed, cut into shards."""
 
 import hashlib
-import io
+import logging
 import math
+import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +17,9 @@ import pyarrow.parquet as pq
 
 from pipelines import storage
 from pipelines.commits import PLAN, STORE_THREADS, Snapshot
-from pipelines.tables import SCHEMA_VERSION
+from pipelines.tables import SCHEMA_VERSION, SCHEMAS
+
+logger = logging.getLogger(__name__)
 
 INTAKE_VERSION = 1
 """Raise it when `pipelines.images.decode_image` gives other pixels for the same bytes: masks are then made anew."""
@@ -33,23 +37,25 @@ _MODIFIED_KEYS = ("LastModified", "mtime", "last_modified", "updated", "created"
 def list_images(images: str) -> pa.Table:
     """Every file below a folder or bucket (`LISTING`), ordered by URI, whatever its suffix: contents decide.
 
-    Left out are hidden files and folders (a name that begins with a dot), unfinished ones (`.part`) and S3's markers of
-    empty folders. Everything else that is not an image ends in the failures table.
+    Left out are hidden files and folders (a name that begins with a dot), unfinished ones (`.part`), folders that are
+    symbolic links (files are followed) and S3's markers of empty folders. Everything else that is not an image ends in
+    the failures table.
 
     Raises:
-        ValueError: nothing lies there.
+        ValueError: nothing lies there, or a folder cannot be read.
     """
     fs, root = storage.filesystem(images)
     if not fs.exists(root):
         raise ValueError(f"there is no folder, bucket or image at {images!r}; check --images")
+    local = storage.is_local(fs)
+    files = dict(_local_files(root)) if local else fs.find(root, detail=True)
     found = {
         path: info
-        for path, info in sorted(fs.find(root, detail=True).items())
+        for path, info in sorted(files.items())
         if _is_wanted(path.removeprefix(root).lstrip("/") or posixpath.basename(path), info)
     }
     if not found:
         raise ValueError(f"{images!r} holds no files (hidden and .part files do not count); check --images")
-    local = storage.is_local(fs)
     modified = [_modified(info) for info in found.values()]
     columns = [
         pa.array([path if local else fs.unstrip_protocol(path) for path in found], pa.string()),
@@ -68,28 +74,52 @@ def work_ids(listing: pa.Table, *, model_digest: str, config_digest: str) -> pa.
     return pa.array(ids, pa.string())
 
 
-def committed_work_ids(tables: str, snapshot: Snapshot) -> pa.ChunkedArray:
-    """Work ids of every live row of `predictions` and `failures`."""
-    paths = [file["path"] for file in snapshot.files if file["table"] in ("predictions", "failures")]
-    with ThreadPoolExecutor(STORE_THREADS) as pool:
-        columns = list(pool.map(lambda path: _work_id_column(storage.join(tables, path)), paths))
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommittedWork:
+    """Work ids of live rows.
+
+    Attributes:
+        done: segmented, or failed in a way that only another file can mend.
+        to_retry: failed in a way that may pass by itself, in any run, and not in `done`.
+    """
+
+    done: pa.ChunkedArray
+    to_retry: pa.ChunkedArray
+
+
+def committed_work(tables: str, snapshot: Snapshot) -> CommittedWork:
+    """What the tables hold; reads two columns at most."""
+
+    def read(name: str, columns: list[str]) -> pa.Table:
+        uris = [storage.join(tables, file["path"]) for file in snapshot.files if file["table"] == name]
+        with ThreadPoolExecutor(STORE_THREADS) as pool:
+            parts = list(pool.map(lambda uri: _read_columns(uri, columns), uris))
+        schema = pa.schema([SCHEMAS[name].field(column) for column in columns])
+        return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+
+    segmented = read("predictions", ["work_id"])["work_id"]
+    failed = read("failures", ["work_id", "retryable"])
+    final = failed.filter(pc.invert(failed["retryable"]))["work_id"]
+    done = pa.chunked_array([*segmented.chunks, *final.chunks], pa.string())
+    to_retry = failed.filter(failed["retryable"])["work_id"]
+    return CommittedWork(done=done, to_retry=to_retry.filter(pc.invert(pc.is_in(to_retry, value_set=done))))
 
 
 def plan_work(
-    listing: pa.Table, ids: pa.Array, committed: pa.ChunkedArray, *, images_per_shard: int, workers: int
+    listing: pa.Table, ids: pa.Array, committed: CommittedWork, *, images_per_shard: int, workers: int
 ) -> pa.Table:
-    """The listed objects whose work ids are not committed, cut into shards (`PLAN`).
+    """The listed objects whose work is not done, cut into shards (`PLAN`), each with its reason: `new` or `retry`.
 
     A shard is the unit of commit: what a dead worker loses. It holds at most `images_per_shard` images and
     `MAX_SHARD_BYTES` (one image at least), and fewer where there are too few images to keep every worker busy.
     """
     rows = listing.append_column(PLAN.field("work_id"), ids)
-    rows = rows.filter(pc.invert(pc.is_in(ids, value_set=committed)))
+    rows = rows.filter(pc.invert(pc.is_in(ids, value_set=committed.done)))
     wanted = math.ceil(rows.num_rows / (SHARDS_PER_WORKER * workers))
     shards = _cut(rows["size_bytes"].to_pylist(), max_rows=max(1, min(images_per_shard, wanted)))
     rows = rows.append_column(PLAN.field("shard"), pa.array(shards, pa.int32()))
-    rows = rows.append_column(PLAN.field("reason"), pa.array(["new"] * rows.num_rows, pa.string()))
+    failed_before = pc.is_in(rows["work_id"], value_set=committed.to_retry)
+    rows = rows.append_column(PLAN.field("reason"), pc.if_else(failed_before, "retry", "new"))
     return rows.select(PLAN.names).cast(PLAN).combine_chunks()
 
 
@@ -102,6 +132,27 @@ def _cut(sizes: list[int], *, max_rows: int) -> list[int]:
         shards.append(shard)
         rows, total = rows + 1, total + size
     return shards
+
+
+def _local_files(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Files below a folder with what is known of them; fsspec passes over links and folders that it cannot read."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {error.filename!r} cannot be listed ({error.strerror}); give this user access")
+
+    single = [(os.path.dirname(root), [""], [os.path.basename(root)])]
+    for folder, _, names in single if os.path.isfile(root) else os.walk(root, onerror=refuse):
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                path.encode()
+                status = os.stat(path)
+            except UnicodeEncodeError:
+                logger.warning("left out, since its name is not UTF-8: %s; rename it", path.encode(errors="replace"))
+            except FileNotFoundError:
+                logger.warning("left out, since it has gone or is a link to nowhere: %s", path)
+            else:
+                yield path, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
 
 
 def _is_wanted(relative_path: str, info: Mapping[str, Any]) -> bool:
@@ -129,5 +180,7 @@ def _etag(info: Mapping[str, Any], modified: datetime | None) -> str:
     return modified.isoformat() if modified else ""
 
 
-def _work_id_column(uri: str) -> pa.ChunkedArray:
-    return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["work_id"])["work_id"]
+def _read_columns(uri: str, columns: list[str]) -> pa.Table:
+    fs, path = storage.filesystem(uri)
+    with fs.open(path, "rb") as file:  # an object store is asked for these columns' bytes and no others
+        return pq.read_table(file, columns=columns)

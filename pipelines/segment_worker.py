@@ -179,19 +179,30 @@ class ShardSegmenter:
     def _see(self, batch: list[WorkItem]) -> list["_Seen"]:
         """Run the network; a batch that fails is tried again image by image, so that only the culprit is lost."""
         started = time.perf_counter()
+        found = self._predict(batch)
+        if isinstance(found, Predictions):
+            infer_ms = 1000 * (time.perf_counter() - started) / len(batch)
+            return [_Seen(item=item, found=found, index=index, infer_ms=infer_ms) for index, item in enumerate(batch)]
+        if len(batch) > 1:
+            return [seen for item in batch for seen in self._see([item])]
+        batch[0].failure = found
+        return [_Seen(item=batch[0], found=None, index=0, infer_ms=0.0)]
+
+    def _predict(self, batch: list[WorkItem]) -> Predictions | Failure:
+        """Returns before anything else is tried: an exception keeps the failed batch's activations alive."""
         images_NHW3 = np.stack([item.image.pixels_HW3 for item in batch if item.image is not None])
         images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
         card = self.bundle.card
         try:
-            found = predict(self.bundle.model, images_N3HW, mean=card.mean, std=card.std, config=self.inference)
+            return predict(self.bundle.model, images_N3HW, mean=card.mean, std=card.std, config=self.inference)
         except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's out-of-memory errors are RuntimeErrors
             logger.warning("the network failed on a batch of %d images", len(batch), exc_info=True)
-            if len(batch) > 1:
-                return [seen for item in batch for seen in self._see([item])]
-            batch[0].failure = Failure.of(error, stage="infer", retryable=True)
-            return [_Seen(item=batch[0], found=None, index=0, infer_ms=0.0)]
-        infer_ms = 1000 * (time.perf_counter() - started) / len(batch)
-        return [_Seen(item=item, found=found, index=index, infer_ms=infer_ms) for index, item in enumerate(batch)]
+            if self.job.use_gpu:
+                # Raises where the device itself is broken for this process, and every later image would fail too: the
+                # worker dies, and the shard, which has no commit, is done again.
+                torch.cuda.synchronize()
+                torch.cuda.empty_cache()
+            return Failure.of(error, stage="infer", retryable=True)
 
     def _report(self, result: ShardCommit, began: float) -> dict[str, Any]:
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss

@@ -30,6 +30,8 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
     Listings are not cached: other processes write what this one looks for.
     """
+    if "://" not in uri:  # past fsspec's parser, for which "a::b" is a chain of two URLs
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(uri))
     fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     return fs, str(path)
 

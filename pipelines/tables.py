@@ -104,7 +104,7 @@ FAILURES = pa.schema(
         _column("first_bytes_hex", pa.string()),  # the first 16; empty where nothing was fetched
         _column("size_bytes", pa.int64()),
         _column("attempts", pa.int32()),
-        _column("retryable", pa.bool_()),  # another attempt may succeed without anybody changing the file
+        _column("retryable", pa.bool_()),  # the next run tries again, though the file is the same
         _column("run_id", pa.string()),
         _column("created_at", _INSTANT),
     ]

@@ -45,6 +45,21 @@ MODEL_DIGEST_TAG = "segpipe.model_digest"
 DATASET_DIGEST_TAG = "segpipe.dataset_digest"
 SQLITE_PREFIX = "sqlite:///"
 MODELS_PREFIX = "models:/"
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the driver of a submitted job."""
+SERVING_PACKAGES = (
+    "torch",
+    "timm",
+    "safetensors",
+    "fsspec",
+    "numpy",
+    "numba",
+    "scipy",
+    "threadpoolctl",
+    "pillow",
+    "pandas",
+)
+"""What `pipelines.serving` imports, directly or not, beside mlflow and its own requirements."""
 
 
 def connect(tracking_uri: str | None) -> str:
@@ -60,6 +75,11 @@ def connect(tracking_uri: str | None) -> str:
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI
+    if uri == DEFAULT_TRACKING_URI and SUBMITTED_JOB in os.environ:
+        raise ValueError(
+            "a submitted job runs in a copy of this folder that Ray removes, and its MLflow runs would go with it; "
+            "give --tracking-uri an MLflow server (http://host:5000) or an absolute file (sqlite:////home/me/mlflow.db)"
+        )
     if uri.startswith(("http://", "https://")):
         _wait_for_server(uri)
     elif uri.startswith(SQLITE_PREFIX):
@@ -160,7 +180,17 @@ def tracked_run(
 
 
 def attach(tracking_uri: str, run_id: str) -> TrackedRun:
-    """Write to a run that the driver opened, from another process; the driver ends it."""
+    """Write to a run that the driver opened, from another process; the driver ends it.
+
+    Raises:
+        ValueError: the server does not answer, or this machine does not see the SQLite file.
+    """
+    file = Path(tracking_uri.removeprefix(SQLITE_PREFIX))
+    if tracking_uri.startswith(SQLITE_PREFIX) and not file.exists():
+        raise ValueError(
+            f"this worker's machine does not see the tracking file {file}, which the driver opened on another; "
+            "give --tracking-uri an MLflow server (http://host:5000), or a file on storage that all machines share"
+        )
     connect(tracking_uri)
     return TrackedRun(run_id, MlflowClient())
 
@@ -284,14 +314,13 @@ def _pack_pyfunc(folder_uri: str, local_folder: Path, packed: Path) -> None:
     for uri in storage.list_files(folder_uri):
         Path(local_folder, uri.rsplit("/", 1)[1]).write_bytes(storage.read_bytes(uri))
     root = Path(__file__).resolve().parent.parent
-    needed = ("torch", "timm", "safetensors", "fsspec", "numpy", "pillow", "pandas")
     mlflow.pyfunc.save_model(
         path=str(packed),
         loader_module="pipelines.serving",
         data_path=str(local_folder),
         code_paths=[str(root / "segcore"), str(root / "pipelines")],
         # given, since MLflow would otherwise load the model in a second process to find out
-        pip_requirements=[f"{package}=={package_version(package)}" for package in needed],
+        pip_requirements=[f"{package}=={package_version(package)}" for package in SERVING_PACKAGES],
     )
 
 
@@ -303,8 +332,10 @@ def _wait_for_server(uri: str) -> None:
         try:
             with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=3.0):
                 return
-        except urllib.error.HTTPError:
-            return  # it answers; a proxy may hide /health, and a wrong password is told by the first real call
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                return  # it answers; a proxy may hide /health, and a wrong password is told by the first real call
+            reason = f"HTTP {error.code} {error.reason}"
         except OSError as error:
             reason = str(getattr(error, "reason", error))
         time.sleep(0.5)

@@ -139,7 +139,7 @@ def train(config: TrainConfig) -> TrainResult:
     identity = _identity(config, inputs)
     record = read_record(run_folder, identity)
     result = _read_result(run_folder) if record else None
-    if result is not None and (config.register is None or result.model_uri):
+    if result is not None and (config.register is None or result.model_uri.startswith(f"models:/{config.register}/")):
         logger.info("run %r in %s is finished; nothing to do", config.name, run_folder)
         return result
     storage.check_writable(run_folder)

@@ -15,7 +15,7 @@ from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.weights import resolve_weights
 from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_pca import LabelPCA
-from segcore.models import DUpsamplingConfig, build_model, needs_label_pca
+from segcore.models import DUpsamplingConfig, ModelConfig, build_model, needs_label_pca
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +67,8 @@ def open_inputs(
         dataset.part_uris(split)  # raises where there is no such split, and lists the others
         if dataset.splits[split].num_images == 0:
             raise ValueError(f"split {split!r} of {data} has no images; choose another or prepare more data")
+        if not sum(dataset.splits[split].class_pixels):
+            raise ValueError(f"split {split!r} of {data} has ignored pixels alone; check its labels and class table")
     steps = recipe.steps_per_epoch(num_images=dataset.splits[train_split].num_images, num_workers=workers)
     if recipe.optim.warmup_steps >= steps * recipe.epochs:
         raise ValueError(
@@ -104,19 +106,24 @@ def _open_label_pca(
     if uri is None:
         raise ValueError(
             "this recipe's decoder is initialised from the training labels and needs --label-pca; make one with "
-            f"jobs/fit_label_pca.py --data {data} --block-side {model.output_stride} --output URI"
+            f"jobs/fit_label_pca.py --data {data} --block-side {model.output_stride} "
+            f"--num-components {_num_components(model)} --output URI"
         )
     folder = load_label_pca(uri)
     folder.check_class_table(dataset.class_names, whose=f"the dataset {data}")
     pca = folder.pca
-    assert isinstance(model, DUpsamplingConfig), "the only network that needs a label PCA"
-    components = model.num_components
+    components = _num_components(model)
     if pca.basis_DP.shape[1] > components:
         pca = dataclasses.replace(
             pca, basis_DP=pca.basis_DP[:, :components], eigenvalues_P=pca.eigenvalues_P[:components]
         )
     build_model(model, dataset.num_classes, label_pca=pca)  # raises where block side, classes or components differ
     return pca, folder.digest
+
+
+def _num_components(model: ModelConfig) -> int:
+    assert isinstance(model, DUpsamplingConfig), "the only network that needs a label PCA"
+    return model.num_components
 
 
 def check_shards(dataset: PreparedDataset, splits: tuple[str, ...]) -> None:

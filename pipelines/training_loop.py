@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -47,9 +48,20 @@ def train_worker(config: dict[str, Any]) -> None:
     Raises:
         ValueError: a shard or an image is broken, or the loss is not finite any more.
     """
-    job: TrainJob = pickle.loads(config["job"])
+    board = config["board"]
+    reason = ray.get(board.reason_to_give_up.remote())
+    if reason:  # Ray Train starts workers again after any exception; bad input would only be found again
+        raise ValueError(reason)
+    try:
+        _train(pickle.loads(config["job"]), board)
+    except ValueError as error:
+        ray.get(board.give_up.remote(str(error)))
+        raise
+
+
+def _train(job: TrainJob, board: Any) -> None:
     recipe = job.recipe
-    worker, state = start_worker(job, config["board"])
+    worker, state = start_worker(job, board)
     first_epoch = state.epochs
     rows = ray.train.get_dataset_shard("train")
     batches = _batches(worker, rows, first_epoch)
@@ -180,7 +192,8 @@ def validate_share(worker: Worker) -> NDArray[np.int64]:
         num_threads=worker.num_threads,
     )
     worker.network.eval()
-    with torch.inference_mode():
+    # Every size of image would be tuned anew.
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
         for image_3HW, labels_HW in images:
             # forward, past torch.compile: it would compile anew for every size of image
             output = worker.network.forward(normalised(worker, image_3HW[None]))

@@ -25,6 +25,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self.steps = 0
         self.lines: list[str] = []
+        self.error = ""
 
     def advance(self, steps: int) -> None:
         """Set the optimiser steps done so far, those of earlier starts included."""
@@ -33,6 +34,14 @@ class ProgressBoard:
     def say(self, line: str) -> None:
         """Leave a line for the driver's log."""
         self.lines.append(line)
+
+    def give_up(self, error: str) -> None:
+        """Leave the reason why another start would end in the same way."""
+        self.error = error
+
+    def reason_to_give_up(self) -> str:
+        """What `give_up` was told, or nothing."""
+        return self.error
 
     def take(self) -> tuple[int, list[str]]:
         """Steps done so far, and the lines since the last call."""

@@ -271,7 +271,7 @@ def _describe(
         # argmax(dim=0), which takes ten times longer on a CPU: classes below the largest fall far below every rank,
         # and of equal ones the first has the highest rank.
         best_rank_M = torch.add(rank_C1, p_CM - largest_M, alpha=1e30).amax(dim=0)
-        class_M = (num_classes - best_rank_M).long()
+        class_M = (num_classes - best_rank_M).long().clamp_(0, num_classes - 1)  # NaN, refused below, fits no index
         entropy = -torch.dot(p_CM.view(-1), p_CM.clamp_min(SMALLEST_PROBABILITY).log_().view(-1))
         p_CM.scatter_(0, class_M[None], 0.0)
         margin_M = largest_M - p_CM.amax(dim=0)
@@ -280,6 +280,8 @@ def _describe(
         bins += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
         pixels_C += torch.bincount(class_M, minlength=num_classes)
         confidence_C += torch.bincount(class_M, weights=largest_M.double(), minlength=num_classes)
+    if not torch.isfinite(sums_3).all():
+        raise ValueError("the network's scores are not finite; try --inference.precision float32, or other weights")
     low_bin = int(torch.searchsorted(bins.cumsum(0), LOW_PERCENTILE * height * width))
     return (
         predictions_HW.cpu().numpy(),

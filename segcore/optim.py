@@ -56,10 +56,12 @@ class OptimConfig:
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Trainable parameters in up to four named groups: `backbone` or `decoder`, each with and without weight decay.
+    """Trainable parameters in up to five named groups: `backbone` or `decoder`, each with and without weight decay.
 
-    Not decayed: parameters with fewer than two dimensions (normalisation, biases, temperature) and kernels of depthwise
-    convolutions (as in DeepLab's TF code). Frozen parameters are in no group.
+    The fifth holds scalars (a softmax temperature), whose gradient is a sum over every pixel: SGD at the decoder's rate
+    drives them away within some ten steps. They have the backbone's rate. Not decayed: parameters with fewer than two
+    dimensions (normalisation, biases, temperature) and kernels of depthwise convolutions (as in DeepLab's TF code).
+    Frozen parameters are in no group.
 
     Args:
         model: a network with an attribute `backbone`; what is outside it is "decoder".
@@ -77,7 +79,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            part = "backbone" if id(parameter) in in_backbone else "decoder"
+            part = "backbone" if id(parameter) in in_backbone else "decoder" if parameter.ndim else "scalar"
             decayed = parameter.ndim >= 2 and id(parameter) not in depthwise
             groups.setdefault((part, decayed), []).append(parameter)
     if not groups:

@@ -4,7 +4,7 @@ from segcore.layers.aspp import ASPP, atrous_rates
 from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
-from segcore.layers.resize import pad_to_multiple, resize
+from segcore.layers.resize import downsample, pad_to_multiple, resize, upsample
 
 __all__ = [
     "ASPP",
@@ -12,9 +12,11 @@ __all__ = [
     "DUpsample",
     "SeparableConv",
     "atrous_rates",
+    "downsample",
     "initialise_convolutions",
     "pad_to_multiple",
     "resize",
     "set_batch_norm_momentum",
     "synchronise_batch_norm",
+    "upsample",
 ]

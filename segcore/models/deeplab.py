@@ -9,7 +9,8 @@ Reproduces the size of the row "Xception-65, separable ASPP and decoder": 41,055
 multiply-adds at 513 x 513 (published: 54.17 G). ResNet-50: 26,696,133.
 
 Differences from the TF code:
-- Resizing is `align_corners=False`, and any input size works; TF uses sizes k * OS + 1 with `align_corners=True`.
+- Maps are enlarged by their stride exactly and cut, so any input size works; TF uses sizes k * OS + 1 with
+  `align_corners=True`, which is the same distance between map rows.
 - Our ResNets (torchvision's layout) take the stride in the first unit of a stage, and the low-level feature is the end
   of stage 1; TF's take it in the last unit and tap unit 2 of block 1 before the sum.
 - Batch normalisation momentum is PyTorch's 0.1, which short runs need; TF's is 0.0003 (`batch_norm_momentum`).
@@ -29,8 +30,8 @@ from segcore.layers import (
     atrous_rates,
     initialise_convolutions,
     pad_to_multiple,
-    resize,
     set_batch_norm_momentum,
+    upsample,
 )
 from segcore.losses import cross_entropy
 from segcore.models.contract import LossTerms, SegmentationOutput
@@ -87,6 +88,7 @@ class LowLevelDecoder(nn.Module):
 
     def __init__(self, config: DeepLabV3PlusConfig, low_level_in_channels: int) -> None:
         super().__init__()
+        self.factor = config.output_stride // LOW_LEVEL_STRIDE
         self.project = ConvBnAct(low_level_in_channels, config.low_level_channels)
         widths = (config.aspp_channels + config.low_level_channels, config.decoder_channels)
         self.fuse = nn.Sequential(
@@ -101,7 +103,8 @@ class LowLevelDecoder(nn.Module):
     def forward(self, x_NKhw: Tensor, low_level_NKhw: Tensor) -> Tensor:
         """Map of the low-level feature's size."""
         height, width = low_level_NKhw.shape[-2:]
-        joined = torch.cat([resize(x_NKhw, height=height, width=width), self.project(low_level_NKhw)], dim=1)
+        x_NKhw = upsample(x_NKhw, self.factor, height=height, width=width)
+        joined = torch.cat([x_NKhw, self.project(low_level_NKhw)], dim=1)
         x: Tensor = self.fuse(joined)
         return x
 
@@ -127,6 +130,7 @@ class DeepLabV3Plus(nn.Module):
             self.decoder = LowLevelDecoder(config, self.backbone.channels[LOW_LEVEL_STRIDE])
             initialise_convolutions(self.decoder)
             width = config.decoder_channels
+        self.logits_stride = LOW_LEVEL_STRIDE if config.low_level_channels else config.output_stride
         self.classifier = nn.Conv2d(width, num_classes, 1)
         initialise_convolutions(self.classifier)
         nn.init.trunc_normal_(self.classifier.weight, std=0.01)
@@ -135,13 +139,12 @@ class DeepLabV3Plus(nn.Module):
     def forward(self, images_N3HW: Tensor) -> SegmentationOutput:
         """Scores at the images' size."""
         height, width = images_N3HW.shape[-2:]
-        padded = pad_to_multiple(images_N3HW, self.backbone.size_multiple)
-        features = self.backbone(padded)
+        features = self.backbone(pad_to_multiple(images_N3HW, self.backbone.size_multiple))
         x = self.aspp(features[32])
         if self.decoder is not None:
             x = self.decoder(x, features[LOW_LEVEL_STRIDE])
-        logits = resize(self.classifier(x), height=padded.shape[-2], width=padded.shape[-1])
-        return SegmentationOutput(logits_NCHW=logits[..., :height, :width])
+        logits = upsample(self.classifier(x), self.logits_stride, height=height, width=width)
+        return SegmentationOutput(logits_NCHW=logits)
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
         """Cross-entropy at full resolution; labels are never resized."""

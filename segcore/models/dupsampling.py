@@ -37,9 +37,9 @@ from segcore.layers import (
     DUpsample,
     SeparableConv,
     atrous_rates,
+    downsample,
     initialise_convolutions,
     pad_to_multiple,
-    resize,
     set_batch_norm_momentum,
 )
 from segcore.losses import cross_entropy
@@ -185,8 +185,9 @@ def blank_block_code(config: DUpsamplingConfig, num_classes: int) -> BlockCode:
 class DownsampledFusion(nn.Module):
     """Bring a low-level feature to the coarsest map, project, concatenate, two separable 3x3 convolutions."""
 
-    def __init__(self, channels: int, low_level_in_channels: int, low_level_channels: int) -> None:
+    def __init__(self, channels: int, low_level_in_channels: int, low_level_channels: int, *, factor: int) -> None:
         super().__init__()
+        self.factor = factor
         self.project = ConvBnAct(low_level_in_channels, low_level_channels)
         self.fuse = nn.Sequential(
             SeparableConv(channels + low_level_channels, channels), SeparableConv(channels, channels)
@@ -195,7 +196,7 @@ class DownsampledFusion(nn.Module):
     def forward(self, x_NKhw: Tensor, low_level_NKhw: Tensor) -> Tensor:
         """Map of x's size. Downsampling comes before the projection (figure 2 of the paper)."""
         height, width = x_NKhw.shape[-2:]
-        low_level = self.project(resize(low_level_NKhw, height=height, width=width))
+        low_level = self.project(downsample(low_level_NKhw, self.factor, height=height, width=width))
         x: Tensor = self.fuse(torch.cat([x_NKhw, low_level], dim=1))
         return x
 
@@ -221,7 +222,12 @@ class DUpsampling(nn.Module):
         )
         self.feature_strides = config.features
         self.fusions = nn.ModuleList(
-            DownsampledFusion(config.aspp_channels, self.backbone.channels[stride], config.low_level_channels)
+            DownsampledFusion(
+                config.aspp_channels,
+                self.backbone.channels[stride],
+                config.low_level_channels,
+                factor=max(1, config.output_stride // stride),
+            )
             for stride in config.features
         )
         self.depthwise = ConvBnAct(config.aspp_channels, config.aspp_channels, 3, groups=config.aspp_channels)

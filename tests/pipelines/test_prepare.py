@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import duckdb
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipelines import storage
 from pipelines.datasets import DATASETS, list_dataset
@@ -53,6 +55,16 @@ def test_output_is_byte_identical_for_1_and_3_workers(tmp_path: Path) -> None:
     }
     assert (one.num_images, one.num_failures, one.already_complete) == ({"train": 10, "val": 4}, 1, False)
     assert "1 pairs left out, see" in one.closing_line
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_black_and_white_masks_whose_white_is_ignored_are_refused(tmp_path: Path) -> None:
+    made = make_folder(tmp_path, classes="names: [background, thing]\nignore: [255]\n")
+    for path in Path(made.labels).rglob("*.png"):
+        Image.fromarray(np.where(np.arange(30) < 10, 255, 0)[None].repeat(20, 0).astype(np.uint8)).save(path)
+    dataset = FolderConfig(images=made.images, labels=made.labels, classes=made.classes)
+    with pytest.raises(ValueError, match="every label pixel is 'background' or ignored.*black and white masks"):
+        prepare(PrepareConfig(dataset=dataset, output=str(tmp_path / "out")))
 
 
 @pytest.mark.usefixtures("ray_session")

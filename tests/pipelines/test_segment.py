@@ -206,6 +206,45 @@ def test_the_same_command_again_segments_only_what_is_new_or_changed(
     _check_other_class_tables_are_refused(config, tmp_path)
 
 
+def test_images_that_could_not_be_fetched_are_tried_again_by_the_next_run(
+    config: SegmentConfig, tmp_path: Path, ray_session: None
+) -> None:
+    """As after an outage: the listing was there, the bytes were not."""
+    names = _write_images(config.images, 3)
+    away = tmp_path / "away"
+    with pytest.MonkeyPatch.context() as patched:
+
+        def unplug(*arguments: Any) -> bool:
+            shutil.move(config.images, away)
+            return create_run(*arguments)
+
+        create_run = commits.create_run
+        patched.setattr(commits, "create_run", unplug)
+        outage = segment(config)
+    assert (outage.num_images, outage.num_failures) == (0, 3)
+    shutil.move(away, config.images)
+    mended = segment(config)
+    assert (mended.num_images, mended.num_failures, mended.num_present) == (3, 0, 0)
+    plan = commits.read_run(config.tables, mended.run_ids[-1]).plan
+    assert plan["reason"].to_pylist() == ["retry"] * 3
+    assert _names(_rows(config.tables, "predictions")) == names
+    assert segment(config).run_ids == ()
+
+
+def test_an_unfinished_run_whose_images_are_gone_is_not_turned_into_failures(
+    config: SegmentConfig, tmp_path: Path, ray_session: None
+) -> None:
+    _write_images(config.images, 2)
+    _plan_only(config)
+    other = str(tmp_path / "other images")
+    Path(other).mkdir()
+    _write_images(other, 1, seed=7)
+    shutil.rmtree(config.images)
+    with pytest.raises(ValueError, match="run 000001 .* its images .* are not there; bring them back, or give up"):
+        segment(replace(config, images=other))
+    assert segment(replace(config, images=other, abandon_unfinished=True)).num_images == 1
+
+
 def _check_other_class_tables_are_refused(config: SegmentConfig, tmp_path: Path) -> None:
     fewer = write_model(tmp_path / "fewer", class_names=CLASS_NAMES[:3])
     with pytest.raises(ValueError, match="have different classes .4 there, 3 in the model.; give --tables another"):

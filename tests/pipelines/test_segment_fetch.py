@@ -44,7 +44,7 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
     found = [(row["data"], row["stage"], row["error"], row["retryable"], row["attempts"]) for row in fetched]
     assert found == [
         (b"good", None, None, None, 1),
-        (None, "fetch", "FileNotFoundError", False, 1),
+        (None, "fetch", "FileNotFoundError", True, 1),
         (b"here", None, None, None, 2),
         (None, "fetch", "ConnectionError", True, 3),
         (b"good", "fetch", "ValueError", True, 1),

@@ -8,9 +8,9 @@ import pytest
 
 from pipelines import segment_plan, storage
 from pipelines.commits import PLAN
-from pipelines.segment_plan import LISTING, list_images, plan_work, work_ids
+from pipelines.segment_plan import LISTING, CommittedWork, list_images, plan_work, work_ids
 
-NOTHING = pa.chunked_array([], pa.string())
+NOTHING = CommittedWork(done=pa.chunked_array([], pa.string()), to_retry=pa.chunked_array([], pa.string()))
 
 
 def _listing(count: int, *, size_bytes: int = 10) -> pa.Table:
@@ -53,6 +53,39 @@ def test_objects_of_a_store_and_single_files_are_listed(tmp_path: Path) -> None:
     assert list_images(str(tmp_path / "one.jpg"))["uri"].to_pylist() == [str(tmp_path / "one.jpg")]
 
 
+def test_links_to_files_are_followed_and_names_that_are_no_text_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "far.jpg").write_bytes(b"12345")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "link.jpg").symlink_to(tmp_path / "far.jpg")
+    (images / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (images / "a::b.jpg").write_bytes(b"123")
+    Path(os.fsdecode(os.fsencode(images) + b"/caf\xe9.jpg")).write_bytes(b"1")
+    found = list_images(str(images))
+    assert [Path(uri).name for uri in found["uri"].to_pylist()] == ["a::b.jpg", "link.jpg"]
+    assert found["size_bytes"].to_pylist() == [3, 5]
+    assert [storage.read_bytes(uri) for uri in found["uri"].to_pylist()] == [b"123", b"12345"]
+    assert "not UTF-8: " in caplog.text and "caf" in caplog.text and "dangling.jpg" in caplog.text
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is the system call's."""
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match="locked' cannot be listed .Permission denied.; give this user access"):
+        list_images(str(tmp_path))
+
+
 def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no folder, bucket or image at .*nowhere'; check --images"):
         list_images(str(tmp_path / "nowhere"))
@@ -80,12 +113,15 @@ def test_a_work_id_does_not_run_its_parts_together() -> None:
 def test_what_is_committed_is_not_planned() -> None:
     listing = _listing(10)
     ids = _ids(listing)
-    committed = pa.chunked_array([ids[:3], ["of an image that is gone"], ids[7:9]], pa.string())
+    done = pa.chunked_array([ids[:3], ["of an image that is gone"], ids[7:9]], pa.string())
+    to_retry = pa.chunked_array([ids[4:5]], pa.string())
+    committed = CommittedWork(done=done, to_retry=to_retry)
     plan = plan_work(listing, pa.array(ids), committed, images_per_shard=64, workers=1)
     assert plan.schema.equals(PLAN)
     assert plan["work_id"].to_pylist() == ids[3:7] + ids[9:]
-    assert set(plan["reason"].to_pylist()) == {"new"}
-    everything = plan_work(listing, pa.array(ids), pa.chunked_array([ids]), images_per_shard=64, workers=1)
+    assert plan["reason"].to_pylist() == ["new", "retry", "new", "new", "new"]
+    all_done = CommittedWork(done=pa.chunked_array([ids]), to_retry=to_retry)
+    everything = plan_work(listing, pa.array(ids), all_done, images_per_shard=64, workers=1)
     assert everything.num_rows == 0
 
 

@@ -147,6 +147,26 @@ def test_an_image_on_which_the_network_fails_costs_no_other(
     assert {(row["stage"], row["error"], row["retryable"]) for row in failures} == {("infer", "OutOfMemoryError", True)}
 
 
+def test_an_image_that_makes_the_scores_nan_is_told_so(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
+    segmenter, batch, _ = worker
+    segmenter.bundle = replace_model(segmenter, IsNanOn(segmenter.bundle.model, height=40))
+    report = segmenter(batch).to_pylist()[0]
+    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    parts = Path(segmenter.job.tables).glob("failures/*/*.parquet")
+    messages = {row["message"] for part in parts for row in pa.parquet.read_table(part).to_pylist()}
+    assert len(messages) == 1 and "scores are not finite" in messages.pop()
+
+
+class IsNanOn(FailsOn):
+    """A network whose scores are not numbers for images of one height."""
+
+    def forward(self, images_N3HW: Tensor) -> Any:
+        output = self.network(images_N3HW)
+        if images_N3HW.shape[-2] == self.height:
+            output.logits_NCHW[:, 0, 0, 0] = float("nan")
+        return output
+
+
 def replace_model(segmenter: ShardSegmenter, model: nn.Module) -> Any:
     bundle = segmenter.bundle
     return type(bundle)(model=model.eval(), card=bundle.card, digest=bundle.digest, uri=bundle.uri)

@@ -1,12 +1,15 @@
 """MLflow runs end as the job ended, a resumed run logs no step twice, and a registered model serves."""
 
+import ast
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +123,55 @@ def test_artifacts_lie_beside_the_database_and_not_in_the_current_folder(store: 
     folder = Path(store.removeprefix("sqlite:///")).parent / "mlruns"
     assert list(folder.rglob("a.txt"))
     assert not Path("mlruns").exists()
+
+
+def test_a_submitted_job_may_not_track_into_its_own_passing_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tracking.SUBMITTED_JOB, "{}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match=r"a copy of this folder that Ray removes.*--tracking-uri"):
+        tracking.connect(None)
+
+
+def test_a_worker_that_does_not_see_the_tracking_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"machine does not see the tracking file .*other\.db"):
+        tracking.attach(f"sqlite:///{tmp_path}/other.db", "0123")
+    assert not (tmp_path / "other.db").exists()
+
+
+def test_a_gateway_without_a_server_behind_it_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SERVER_WAIT_SECONDS", 0.5)
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ValueError, match=r"did not answer for .*HTTP 503"):
+            tracking.connect(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_a_packed_model_names_every_package_that_serving_it_imports() -> None:
+    """A virtual environment made from its requirements has nothing else."""
+    program = (
+        "import sys, pipelines.serving\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith(('pipelines', 'segcore'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    imported = set()
+    for file in done.stdout.split():
+        for node in ast.parse(Path(file).read_text()).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"pipelines", "segcore", "mlflow"}
+    assert "numba" in foreign
+    assert {{"PIL": "pillow"}.get(name, name) for name in foreign} <= set(tracking.SERVING_PACKAGES)
 
 
 def test_a_server_that_does_not_answer_is_an_error_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from segcore.layers import (
     DUpsample,
     SeparableConv,
     atrous_rates,
+    downsample,
     initialise_convolutions,
     pad_to_multiple,
     resize,
     set_batch_norm_momentum,
     synchronise_batch_norm,
+    upsample,
 )
 
 
@@ -137,6 +139,25 @@ def test_resize_is_bilinear_with_half_pixel_centres() -> None:
     wide = resize(ramp, height=1, width=8)[0, 0, 0]
     torch.testing.assert_close(wide, torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]))
     assert resize(ramp, height=1, width=4) is ramp
+
+
+@pytest.mark.parametrize("height", [225, 240, 255, 256])
+def test_where_a_map_row_is_drawn_does_not_depend_on_the_size_of_the_image(height: int) -> None:
+    """Regression: eight rows of stride 32 were squeezed into 240 pixels, and DUpsampling's were not."""
+    map_rows = torch.zeros(1, 1, 8, 2)
+    map_rows[0, 0, 6] = 1.0
+    drawn = upsample(map_rows, 32, height=height, width=60)
+    assert drawn.shape == (1, 1, height, 60)
+    whole = resize(map_rows, height=256, width=64)
+    torch.testing.assert_close(drawn, whole[..., :height, :60])
+
+
+def test_downsampling_takes_each_row_from_where_the_coarse_one_lies() -> None:
+    ramp = torch.arange(60.0).reshape(1, 1, 60, 1).expand(1, 1, 60, 64)
+    coarse = downsample(ramp, 8, height=8, width=8)[0, 0, :, 0]
+    torch.testing.assert_close(coarse, torch.tensor([3.5, 11.5, 19.5, 27.5, 35.5, 43.5, 51.5, 59.0]))
+    whole = torch.randn(1, 2, 64, 32)
+    assert torch.equal(downsample(whole, 8, height=8, width=4), resize(whole, height=8, width=4))
 
 
 def test_padding_goes_to_the_bottom_and_right() -> None:

@@ -98,6 +98,28 @@ def test_batch_normalisation_momentum_reaches_backbone_and_decoder() -> None:
     assert {layer.momentum for layer in layers} == {0.0003}
 
 
+@pytest.mark.parametrize("low_level_channels", [0, 8])
+def test_scores_lie_where_they_lie_for_the_padded_image(low_level_channels: int) -> None:
+    """The padding is the mean colour, zero, which is what convolutions see beyond the image anyway."""
+    config = DeepLabV3PlusConfig(
+        backbone="resnet18",
+        output_stride=32,
+        aspp_channels=8,
+        decoder_channels=8,
+        low_level_channels=low_level_channels,
+    )
+    torch.manual_seed(0)
+    model = build_model(config, 3).eval()
+    images = torch.randn(1, 3, 240, 96)
+    with torch.no_grad():
+        found = model(images).logits_NCHW
+        padded = model(torch.nn.functional.pad(images, (0, 0, 0, 16))).logits_NCHW
+    scale = float(padded.std())
+    error = (found - padded[..., :240, :]).abs().mean() / scale
+    squeezed = torch.nn.functional.interpolate(padded, size=(240, 96), mode="bilinear")
+    assert error < 0.25 * (found - squeezed).abs().mean() / scale
+
+
 def test_same_padding_backbones_keep_one_sampling_grid() -> None:
     """TensorFlow's "same" padding shifts the grid by a pixel where a size turns odd; padding to a multiple cures it."""
     torch.manual_seed(0)

@@ -1,0 +1,36 @@
+"""A cluster that starts machines on demand is not refused for having none yet."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines import cluster
+from pipelines.cluster import cluster_size, ray_cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_machines_that_the_cluster_may_start_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"node:__internal_head__": 1.0})  # as `ray up` leaves it
+    monkeypatch.setattr(cluster, "CLUSTER_FILE", tmp_path / "absent.yaml")
+    assert cluster_size() == 0
+    with (
+        pytest.raises(ValueError, match="0 logical CPUs and 4 train workers need 5; ask for fewer --workers"),
+        ray_cluster(num_cpus_needed=5, why="4 train workers"),
+    ):
+        raise AssertionError("not reached")
+    monkeypatch.setattr(cluster, "CLUSTER_FILE", ROOT / "ray_cluster.yaml")  # which `ray up` copies to the head
+    assert cluster_size() >= 64 and cluster_size("GPU") >= 4
+    with ray_cluster(num_cpus_needed=5, num_gpus_needed=4, why="4 train workers"):
+        assert "0 of 5 logical CPUs are running; the cluster starts machines for the rest" in caplog.text
+    with (
+        pytest.raises(ValueError, match="logical GPUs and 99 train workers need 99"),
+        ray_cluster(num_cpus_needed=5, num_gpus_needed=99, why="99 train workers"),
+    ):
+        raise AssertionError("not reached")
