@@ -15,10 +15,9 @@ def dupsampling_mobilenetv3() -> Recipe:
         DUpsamplingConfig(
             backbone="mobilenet_v3_small",
             output_stride=32,
-            features=(4, 16),
-            num_components=64,
+            features=(),  # as the baseline: the two differ in the decoder alone
+            num_components=128,
             aspp_channels=128,
-            low_level_channels=32,
         )
     )
 
