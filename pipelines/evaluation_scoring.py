@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from pipelines.checkpoints import ModelBundle, load_model
+from pipelines.cluster import worker_environment
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training_data import decoded, decoding_threads, ordered_ahead
 from segcore.inference import InferenceConfig, predict
@@ -155,6 +156,7 @@ def score_split(
         batch_format="pyarrow",
         num_cpus=config.threads,
         num_gpus=1 if config.use_gpu else 0,
+        runtime_env=worker_environment(use_gpu=config.use_gpu),
     )
     chunks: list[dict[str, Any]] = []
     for chunk in scored.iter_rows():

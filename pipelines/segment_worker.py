@@ -29,6 +29,7 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipelines import commits
 from pipelines.checkpoints import load_model
+from pipelines.cluster import worker_environment
 from pipelines.commits import Run, RunSettings, ShardCommit
 from pipelines.images import ImageError, decode_image
 from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
@@ -114,6 +115,7 @@ def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int)
         batch_format="pyarrow",
         num_cpus=job.threads,
         num_gpus=1 if job.use_gpu else 0,
+        runtime_env=worker_environment(use_gpu=job.use_gpu),
     )
     for report in done.iter_rows():
         yield ShardReport(**report)

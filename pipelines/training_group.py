@@ -20,6 +20,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer
 
 from pipelines import storage
+from pipelines.cluster import worker_environment
 from pipelines.training_loop import SELECTION_METRIC, train_worker
 from pipelines.training_progress import SayFailures
 from pipelines.training_rows import checkpoint_name, rows_from_latest_checkpoint
@@ -27,10 +28,6 @@ from pipelines.training_worker import TrainJob
 
 MAX_WORKER_DEATHS = 2
 """Restarts from the latest checkpoint before a training gives up."""
-
-CPU_ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""glibc gives activations back to the system at every step, and up to a third of a step then goes into page faults;
-huge pages make them few. Read at the start of a process, so it cannot be set inside the worker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +79,7 @@ def run_group(
             ),
             callbacks=[SayFailures(board)],  # type: ignore[list-item]  # likewise
             logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={} if use_gpu else {"env_vars": CPU_ALLOCATOR},
+            worker_runtime_env=worker_environment(use_gpu=use_gpu),
         ),
     )
     try:
