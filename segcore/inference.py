@@ -272,7 +272,8 @@ def _describe(
         # and of equal ones the first has the highest rank.
         best_rank_M = torch.add(rank_C1, p_CM - largest_M, alpha=1e30).amax(dim=0)
         class_M = (num_classes - best_rank_M).long().clamp_(0, num_classes - 1)  # NaN, refused below, fits no index
-        entropy = -torch.dot(p_CM.view(-1), p_CM.clamp_min(SMALLEST_PROBABILITY).log_().view(-1))
+        # sum() adds pairwise; torch.dot runs one sum per lane, whose error some CPUs show in the sixth digit
+        entropy = -p_CM.clamp_min(SMALLEST_PROBABILITY).log_().mul_(p_CM).sum()
         p_CM.scatter_(0, class_M[None], 0.0)
         margin_M = largest_M - p_CM.amax(dim=0)
         predictions_HW[start:stop] = class_M.view(stop - start, width)
