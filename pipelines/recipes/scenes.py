@@ -42,7 +42,7 @@ def _demo(model: ModelConfig) -> Recipe:
         optim=OptimConfig(
             optimiser="adamw", learning_rate=2e-3, decoder_multiplier=1.0, weight_decay=0.01, warmup_steps=20
         ),
-        epochs=14,
+        epochs=12,
         batch_size=8,
         validate_every=4,
     )
