@@ -2,10 +2,10 @@
 
     python benchmarks/train_throughput.py [--rounds 3] [--steps 10] [--cases resnet50 efficientnet_lite0]
 
-Both sides run the same network, batch, threads, optimiser, memory layout and allocator on the same machine, in turn. The
-bare loop's images are decoded, augmented and normalised before its clock starts: nothing can feed a network faster.
-Images per second are counted after the first step of each run; start-up is reported apart. Takes about 25 minutes on
-two cores.
+Both sides run the same network, batch, threads, optimiser, memory layout and allocator on the same machine, in turn.
+The bare loop's images are decoded, augmented and normalised before its clock starts: nothing can feed a network
+faster. Images per second are counted after the first step of each run; start-up is reported apart. Takes about 25
+minutes on two cores.
 """
 
 import dataclasses
