@@ -104,16 +104,18 @@ def _check_resources(num_cpus: int, num_gpus: int, why: str) -> None:
 
     resources = ray.cluster_resources()
     for kind, needed in (("CPU", num_cpus), ("GPU", num_gpus)):
-        running, found = int(resources.get(kind, 0)), cluster_size(kind)
+        running = int(resources.get(kind, 0))
+        if running >= needed:
+            continue
+        found = max(running, _on_demand(kind))
         if found < needed:
             raise ValueError(
                 f"this Ray cluster has {found} logical {kind}s and {why} need {needed}; ask for fewer --workers, "
                 f"or start Ray with more (ray start --head --num-{kind.lower()}s={needed})"
             )
-        if running < needed:
-            logger.info(
-                "%d of %d logical %ss are running; the cluster starts machines for the rest, which takes minutes",
-                running,
-                needed,
-                kind,
-            )
+        logger.info(
+            "%d of %d logical %ss are running; the cluster starts machines for the rest, which takes minutes",
+            running,
+            needed,
+            kind,
+        )

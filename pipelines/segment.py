@@ -124,10 +124,8 @@ class _Job:
     bundle: ModelBundle
     reports: "list[ShardReport]" = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
-    num_listed: int = 0
     num_done: int = 0
     """Of the listed images, by this job."""
-    page: str = ""
 
 
 def segment(config: SegmentConfig) -> SegmentResult:
@@ -159,7 +157,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
             run = _next_run(job, listing)
             if run is not None:
                 _execute(job, run)
-        result = _result(job, tracked)
+        result = _result(job, tracked, num_listed=listing.num_rows)
         try:
             commits.sweep(config.tables)
         except OSError as error:  # the night's work is published; old leftovers may wait for the next one
@@ -224,7 +222,6 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
     config = job.config
     inference = dataclasses.asdict(config.inference)
     config_digest = digest({"inference": inference, "intake": INTAKE_VERSION})
-    job.num_listed = listing.num_rows
     ids = work_ids(listing, model_digest=job.bundle.digest, config_digest=config_digest)
     while True:
         snapshot = _finish_unfinished(job)
@@ -305,8 +302,11 @@ def _execute(job: _Job, run: Run) -> None:
     commits.publish(config.tables, run)
     job.run_ids.append(run_id)
     if config.page:
-        job.page = storage.join(config.tables, "runs", run_id, "page.html")
-        write_run_page(config.tables, run_id, job.page)
+        write_run_page(config.tables, run_id, _page_uri(config.tables, run_id))
+
+
+def _page_uri(tables: str, run_id: str) -> str:
+    return storage.join(tables, "runs", run_id, "page.html")
 
 
 def _model_folder(job: _Job, settings: RunSettings) -> str:
@@ -330,7 +330,7 @@ def _model_folder(job: _Job, settings: RunSettings) -> str:
     return settings.model_folder
 
 
-def _result(job: _Job, tracked: tracking.TrackedRun) -> SegmentResult:
+def _result(job: _Job, tracked: tracking.TrackedRun, *, num_listed: int) -> SegmentResult:
     config = job.config
     num_images = sum(report.num_images for report in job.reports)
     num_failures = sum(report.num_failures for report in job.reports)
@@ -343,9 +343,9 @@ def _result(job: _Job, tracked: tracking.TrackedRun) -> SegmentResult:
         run_ids=tuple(job.run_ids),
         num_images=num_images,
         num_failures=num_failures,
-        num_present=max(0, job.num_listed - job.num_done),
+        num_present=max(0, num_listed - job.num_done),
         images_per_second=(num_images + num_failures) / seconds if seconds else float("nan"),
         peak_memory_bytes=max((report.peak_memory_bytes for report in job.reports), default=0),
-        page=job.page,
+        page=_page_uri(config.tables, job.run_ids[-1]) if config.page and job.run_ids else "",
         run_id=tracked.run_id,
     )

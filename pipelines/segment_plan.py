@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import posixpath
+import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class CommittedWork:
 
     Attributes:
         done: segmented, or failed in a way that only another file can mend.
-        to_retry: failed in a way that may pass by itself, in any run, and not in `done`.
+        to_retry: failed in a way that may pass by itself, in any run; may be in `done` by now.
     """
 
     done: pa.ChunkedArray
@@ -101,8 +102,7 @@ def committed_work(tables: str, snapshot: Snapshot) -> CommittedWork:
     failed = read("failures", ["work_id", "retryable"])
     final = failed.filter(pc.invert(failed["retryable"]))["work_id"]
     done = pa.chunked_array([*segmented.chunks, *final.chunks], pa.string())
-    to_retry = failed.filter(failed["retryable"])["work_id"]
-    return CommittedWork(done=done, to_retry=to_retry.filter(pc.invert(pc.is_in(to_retry, value_set=done))))
+    return CommittedWork(done=done, to_retry=failed.filter(failed["retryable"])["work_id"])
 
 
 def plan_work(
@@ -135,24 +135,23 @@ def _cut(sizes: list[int], *, max_rows: int) -> list[int]:
 
 
 def _local_files(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Files below a folder with what is known of them; fsspec passes over links and folders that it cannot read."""
+    """What lies below a folder, folders apart, as fsspec tells it (which passes over links and unreadable folders)."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"the folder {error.filename!r} cannot be listed ({error.strerror}); give this user access")
 
-    single = [(os.path.dirname(root), [""], [os.path.basename(root)])]
-    for folder, _, names in single if os.path.isfile(root) else os.walk(root, onerror=refuse):
-        for name in names:
-            path = os.path.join(folder, name)
-            try:
-                path.encode()
-                status = os.stat(path)
-            except UnicodeEncodeError:
-                logger.warning("left out, since its name is not UTF-8: %s; rename it", path.encode(errors="replace"))
-            except FileNotFoundError:
-                logger.warning("left out, since it has gone or is a link to nowhere: %s", path)
-            else:
-                yield path, {"type": "file", "size": status.st_size, "mtime": status.st_mtime}
+    below = (os.path.join(folder, name) for folder, _, names in os.walk(root, onerror=refuse) for name in names)
+    for path in [root] if os.path.isfile(root) else below:
+        try:
+            path.encode()
+            status = os.stat(path)
+        except UnicodeEncodeError:
+            logger.warning("left out, since its name is not UTF-8: %s; rename it", path.encode(errors="replace"))
+        except FileNotFoundError:
+            logger.warning("left out, since it has gone or is a link to nowhere: %s", path)
+        else:
+            kind = "file" if stat.S_ISREG(status.st_mode) else "other"  # as fsspec calls pipes, sockets and devices
+            yield path, {"type": kind, "size": status.st_size, "mtime": status.st_mtime}
 
 
 def _is_wanted(relative_path: str, info: Mapping[str, Any]) -> bool:

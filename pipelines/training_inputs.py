@@ -15,7 +15,7 @@ from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.weights import resolve_weights
 from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_pca import LabelPCA
-from segcore.models import DUpsamplingConfig, ModelConfig, build_model, needs_label_pca
+from segcore.models import DUpsamplingConfig, build_model, needs_label_pca
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,27 +103,23 @@ def _open_label_pca(
         if uri is not None:
             raise ValueError(f"this recipe's network has no use for --label-pca {uri}; leave it out")
         return None, None
+    assert isinstance(model, DUpsamplingConfig), "the only network that needs a label PCA"
     if uri is None:
         raise ValueError(
             "this recipe's decoder is initialised from the training labels and needs --label-pca; make one with "
             f"jobs/fit_label_pca.py --data {data} --block-side {model.output_stride} "
-            f"--num-components {_num_components(model)} --output URI"
+            f"--num-components {model.num_components} --output URI"
         )
     folder = load_label_pca(uri)
     folder.check_class_table(dataset.class_names, whose=f"the dataset {data}")
     pca = folder.pca
-    components = _num_components(model)
+    components = model.num_components
     if pca.basis_DP.shape[1] > components:
         pca = dataclasses.replace(
             pca, basis_DP=pca.basis_DP[:, :components], eigenvalues_P=pca.eigenvalues_P[:components]
         )
     build_model(model, dataset.num_classes, label_pca=pca)  # raises where block side, classes or components differ
     return pca, folder.digest
-
-
-def _num_components(model: ModelConfig) -> int:
-    assert isinstance(model, DUpsamplingConfig), "the only network that needs a label PCA"
-    return model.num_components
 
 
 def check_shards(dataset: PreparedDataset, splits: tuple[str, ...]) -> None:

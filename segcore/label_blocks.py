@@ -223,12 +223,10 @@ class BlockStatistics:
             corners = _mirror(corners)
             pixels = None if pixels is None else _mirror(pixels)
         sums = corners.reshape(side, side, side, side)
-        for k in range(1, side):  # whole slices: twice as fast as np.cumsum along the first three axes
-            sums[k] += sums[k - 1]
-        for k in range(1, side):
-            sums[:, k] += sums[:, k - 1]
-        for k in range(1, side):
-            sums[:, :, k] += sums[:, :, k - 1]
+        for axis in range(3):  # whole slices: twice as fast as np.cumsum along the first three axes
+            along = np.moveaxis(sums, axis, 0)
+            for k in range(1, side):
+                along[k] += along[k - 1]
         np.cumsum(sums, axis=3, out=sums)
         tile = sums.reshape(side**2, side**2)
         return tile if pixels is None else tile + pixels

@@ -130,7 +130,6 @@ class DeepLabV3Plus(nn.Module):
             self.decoder = LowLevelDecoder(config, self.backbone.channels[LOW_LEVEL_STRIDE])
             initialise_convolutions(self.decoder)
             width = config.decoder_channels
-        self.logits_stride = LOW_LEVEL_STRIDE if config.low_level_channels else config.output_stride
         self.classifier = nn.Conv2d(width, num_classes, 1)
         initialise_convolutions(self.classifier)
         nn.init.trunc_normal_(self.classifier.weight, std=0.01)
@@ -140,10 +139,10 @@ class DeepLabV3Plus(nn.Module):
         """Scores at the images' size."""
         height, width = images_N3HW.shape[-2:]
         features = self.backbone(pad_to_multiple(images_N3HW, self.backbone.size_multiple))
-        x = self.aspp(features[32])
+        x, stride = self.aspp(features[32]), self.backbone.output_stride
         if self.decoder is not None:
-            x = self.decoder(x, features[LOW_LEVEL_STRIDE])
-        logits = upsample(self.classifier(x), self.logits_stride, height=height, width=width)
+            x, stride = self.decoder(x, features[LOW_LEVEL_STRIDE]), LOW_LEVEL_STRIDE
+        logits = upsample(self.classifier(x), stride, height=height, width=width)
         return SegmentationOutput(logits_NCHW=logits)
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:

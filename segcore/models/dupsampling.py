@@ -226,7 +226,7 @@ class DUpsampling(nn.Module):
                 config.aspp_channels,
                 self.backbone.channels[stride],
                 config.low_level_channels,
-                factor=max(1, config.output_stride // stride),
+                factor=config.output_stride // self.backbone.feature_strides[stride],
             )
             for stride in config.features
         )

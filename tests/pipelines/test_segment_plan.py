@@ -70,6 +70,13 @@ def test_links_to_files_are_followed_and_names_that_are_no_text_are_told(
     assert "not UTF-8: " in caplog.text and "caf" in caplog.text and "dangling.jpg" in caplog.text
 
 
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    """Whoever opened one would wait for a writer that never comes."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    assert [Path(uri).name for uri in list_images(str(tmp_path))["uri"].to_pylist()] == ["a.jpg"]
+
+
 def test_a_folder_that_cannot_be_listed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root may read everything, so the refusal is the system call's."""
     (tmp_path / "locked").mkdir()
