@@ -30,6 +30,7 @@ from segcore.augment import AugmentConfig, augment
 if TYPE_CHECKING:
     from ray.data import DataIterator
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 ROW_COLUMNS = ("image_id", "image", "label")
@@ -52,38 +53,54 @@ def training_batches(
     augment_config: AugmentConfig,
     fill: tuple[int, int, int],
     batch_size: int,
+    steps_per_epoch: int,
     shuffle_buffer: int,
     seed: int,
-    epoch: int,
+    epochs: range,
     rank: int,
     num_threads: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """Augmented batches of one epoch. Reading starts at the call, so it can overlap with what comes before the epoch.
+    """Augmented batches of all epochs in one stream, so that no epoch waits for its first shard. Starts at the call.
 
     Args:
         rows: this worker's share, from `ray.train.get_dataset_shard`.
         augment_config: what varies.
         fill: colour beyond the image's border.
         batch_size: images per batch on this worker; an incomplete last batch is left out.
+        steps_per_epoch: batches of every epoch.
         shuffle_buffer: encoded images to shuffle within.
-        seed, epoch, rank: what the order and the augmentation depend on.
+        seed, rank: what the order and the augmentation depend on, beside the epoch.
+        epochs: which ones.
         num_threads: threads that decode and augment.
         pin_memory: page-lock the batches, for an asynchronous copy to a GPU.
+
+    Raises:
+        ValueError: a shard or an image is broken.
+        RuntimeError: an epoch has more or fewer batches than `steps_per_epoch`.
     """
 
+    def rows_of_batches() -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        for epoch in epochs:
+            tables = rows.iter_batches(
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                prefetch_batches=2,
+                drop_last=True,
+                local_shuffle_buffer_size=max(shuffle_buffer, batch_size),
+                local_shuffle_seed=int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]),
+            )
+            found = 0
+            for table in tables:
+                found += 1
+                yield [(epoch, row) for row in _as_rows(table)]
+            if found != steps_per_epoch:
+                raise RuntimeError(f"worker {rank} got {found} batches in epoch {epoch}, expected {steps_per_epoch}")
+
     def produce() -> Iterator[Batch]:
-        tables = rows.iter_batches(
-            batch_size=batch_size,
-            batch_format="pyarrow",
-            prefetch_batches=2,
-            drop_last=True,
-            local_shuffle_buffer_size=max(shuffle_buffer, batch_size),
-            local_shuffle_seed=int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]),
-        )
-        crop = partial(_training_crop, config=augment_config, fill=fill, seed=seed, epoch=epoch)
+        crop = partial(_training_crop, config=augment_config, fill=fill, seed=seed)
         with decoding_threads(num_threads) as pool:
-            for crops in ordered_ahead(pool, crop, (_as_rows(table) for table in tables), ahead=2):
+            for crops in ordered_ahead(pool, crop, rows_of_batches(), ahead=2):
                 images_N3HW = torch.stack([image for image, _ in crops])
                 labels_NHW = torch.stack([labels for _, labels in crops])
                 if pin_memory:
@@ -94,13 +111,14 @@ def training_batches(
 
 
 def _training_crop(
-    row: dict[str, Any], *, config: AugmentConfig, fill: tuple[int, int, int], seed: int, epoch: int
+    visit: tuple[int, dict[str, Any]], *, config: AugmentConfig, fill: tuple[int, int, int], seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Decode one row and draw its crop of this epoch, whichever worker it landed on.
+    """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on.
 
     Raises:
         ValueError: the row's shard is broken.
     """
+    epoch, row = visit
     if row["error"] is not None:
         raise ValueError(row["error"])
     draw = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
@@ -161,12 +179,12 @@ def _one_core_per_thread() -> None:
 
 
 def ordered_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[dict[str, Any]], T], groups: Iterator[list[dict[str, Any]]], *, ahead: int
+    pool: ThreadPoolExecutor, work: Callable[[S], T], groups: Iterator[list[S]], *, ahead: int
 ) -> Iterator[list[T]]:
-    """Apply `work` to every row in threads and yield whole groups, in order, with at most `ahead` groups in work."""
+    """Apply `work` to every item in threads and yield whole groups, in order, with at most `ahead` groups in work."""
     waiting: deque[list[Future[T]]] = deque()
     for group in groups:
-        waiting.append([pool.submit(work, row) for row in group])
+        waiting.append([pool.submit(work, item) for item in group])
         if len(waiting) > ahead:
             yield [future.result() for future in waiting.popleft()]
     while waiting:

@@ -4,6 +4,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -63,8 +64,7 @@ def _train(job: TrainJob, board: Any) -> None:
     recipe = job.recipe
     worker, state = start_worker(job, board)
     first_epoch = state.epochs
-    rows = ray.train.get_dataset_shard("train")
-    batches = _batches(worker, rows, first_epoch)
+    batches = _batches(worker, ray.train.get_dataset_shard("train"), range(first_epoch, recipe.epochs))
     run = _attach(job) if worker.rank == 0 else None
     last_logged = run.last_step("train/loss") if run else None
     worker.say(
@@ -74,8 +74,6 @@ def _train(job: TrainJob, board: Any) -> None:
     for epoch in range(first_epoch, recipe.epochs):
         began = time.perf_counter()
         metrics = _train_epoch(worker, batches, epoch=epoch, first=epoch == first_epoch)
-        if epoch + 1 < recipe.epochs:
-            batches = _batches(worker, rows, epoch + 1)  # it fills up while we validate
         if worker.world_size > 1:
             average_batch_norm(worker.network)
         validated = (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs
@@ -96,7 +94,7 @@ def _attach(job: TrainJob) -> "TrackedRun":
     return tracking.attach(job.tracking_uri, job.run_id)
 
 
-def _batches(worker: Worker, rows: "DataIterator", epoch: int) -> Iterator[Batch]:
+def _batches(worker: Worker, rows: "DataIterator", epochs: range) -> Iterator[Batch]:
     recipe = worker.job.recipe
     mean = BACKBONES[recipe.model.backbone].mean
     return training_batches(
@@ -104,9 +102,10 @@ def _batches(worker: Worker, rows: "DataIterator", epoch: int) -> Iterator[Batch
         augment_config=recipe.augment,
         fill=(round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255)),
         batch_size=recipe.batch_size // worker.world_size,
+        steps_per_epoch=worker.job.steps_per_epoch,
         shuffle_buffer=recipe.shuffle_buffer,
         seed=recipe.seed,
-        epoch=epoch,
+        epochs=epochs,
         rank=worker.rank,
         num_threads=worker.num_threads,
         pin_memory=worker.device.type == "cuda",
@@ -124,7 +123,7 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
     began = asked = time.perf_counter()
     steps = 0
     metrics: dict[str, float] = {}
-    for batch in batches:
+    for batch in islice(batches, job.steps_per_epoch):
         waited_seconds += time.perf_counter() - asked
         loss_sum += _step(worker, batch)
         steps += 1
@@ -139,10 +138,8 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
         if worker.rank == 0 and asked - last_shown > BOARD_SECONDS:
             last_shown = asked
             worker.board.advance.remote(epoch * job.steps_per_epoch + steps)
-    loss = _mean_over_workers(loss_sum / max(steps, 1), worker.world_size)  # waits for the device
+    loss = _mean_over_workers(loss_sum / steps, worker.world_size)  # waits for the device
     seconds = time.perf_counter() - began
-    if steps != job.steps_per_epoch:
-        raise RuntimeError(f"worker {worker.rank} got {steps} batches in epoch {epoch}, expected {job.steps_per_epoch}")
     if not np.isfinite(loss):
         raise ValueError(
             f"the training loss became {loss} in epoch {epoch + 1}; lower --optim.learning-rate, raise "

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return open_dataset(write_learnable_dataset(tmp_path_factory.mktemp("data")))
 
 
-def ids_of_epochs(dataset: PreparedDataset, *, first_epoch: int, epochs: int, seed: int = 5) -> list[list[str]]:
+def rows_of(dataset: PreparedDataset, *, first_epoch: int, seed: int) -> Any:
+    """One worker's share as Ray Train hands it out."""
     import ray.data
 
     from pipelines.training_rows import shard_rows
@@ -27,6 +29,11 @@ def ids_of_epochs(dataset: PreparedDataset, *, first_epoch: int, epochs: int, se
     rows = shard_rows(dataset, split="train", seed=seed, first_epoch=first_epoch)
     rows.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     (split,) = rows.streaming_split(1, equal=True)
+    return split
+
+
+def ids_of_epochs(dataset: PreparedDataset, *, first_epoch: int, epochs: int, seed: int = 5) -> list[list[str]]:
+    split = rows_of(dataset, first_epoch=first_epoch, seed=seed)
     return [[row["image_id"] for row in split.iter_rows()] for _ in range(epochs)]
 
 
@@ -41,36 +48,43 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
 
 
 def batches_of(
-    dataset: PreparedDataset, *, epoch: int, seed: int = 1, rank: int = 0
+    dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    from pipelines.training_rows import shard_rows
-
-    recipe = tiny_recipe()
     batches = training_batches(
-        shard_rows(dataset, split="train", seed=seed, first_epoch=0).iterator(),
-        augment_config=recipe.augment,
+        rows_of(dataset, first_epoch=epochs.start, seed=1),
+        augment_config=tiny_recipe().augment,
         fill=(1, 2, 3),
         batch_size=8,
+        steps_per_epoch=steps_per_epoch,
         shuffle_buffer=16,
-        seed=seed,
-        epoch=epoch,
-        rank=rank,
+        seed=1,
+        epochs=epochs,
+        rank=0,
         num_threads=2,
         pin_memory=False,
     )
     return [(batch.images_N3HW, batch.labels_NHW) for batch in batches]
 
 
-def test_batches_are_augmented_uint8_crops_in_full_batches(dataset: PreparedDataset, ray_session: None) -> None:
-    batches = batches_of(dataset, epoch=0)
-    assert len(batches) == NUM_TRAIN // 8
+def test_batches_are_augmented_uint8_crops_and_a_resumed_stream_goes_on_with_the_same(
+    dataset: PreparedDataset, ray_session: None
+) -> None:
+    batches = batches_of(dataset, range(2))
+    assert len(batches) == 2 * (NUM_TRAIN // 8)
     for images, labels in batches:
         assert images.shape == (8, 3, 64, 64) and images.dtype == torch.uint8
         assert labels.shape == (8, 64, 64) and labels.dtype == torch.uint8
         assert set(labels.unique().tolist()) <= {0, 1, 2, IGNORE_INDEX}
-    again, other = batches_of(dataset, epoch=0), batches_of(dataset, epoch=1)
-    assert all(torch.equal(one[0], two[0]) for one, two in zip(batches, again, strict=True))
-    assert not torch.equal(batches[0][0], other[0][0])
+    first, second = batches[: NUM_TRAIN // 8], batches[NUM_TRAIN // 8 :]
+    assert not torch.equal(first[0][0], second[0][0])
+    resumed = batches_of(dataset, range(1, 2))
+    assert all(torch.equal(one[0], two[0]) for one, two in zip(second, resumed, strict=True))
+
+
+def test_an_epoch_of_another_length_is_an_error(dataset: PreparedDataset, ray_session: None) -> None:
+    """The workers would wait for each other for ever."""
+    with pytest.raises(RuntimeError, match=f"got {NUM_TRAIN // 8} batches in epoch 0, expected 3"):
+        batches_of(dataset, range(2), steps_per_epoch=3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 20])
