@@ -3,7 +3,7 @@
     python benchmarks/segment_throughput.py [--images DIR] [--backbone efficientnet_lite0] [--rounds 3]
 
 The bare loops write nothing and compute nothing but the class map: one process with as many threads as there are cores,
-and as many processes of one thread. Rates are taken between the first tenth and the last twentieth of the images, so
+and as many processes of one thread; with the allocator of the job's workers. Rates are taken between the first tenth and the last twentieth of the images, so
 that start-up is apart; it is reported beside them. Memory is the peak of a worker for n and for 4 n images.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.checkpoints import InputPolicy, ModelCard, load_model, save_model
+from pipelines.cluster import worker_environment
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import jpeg
 from pipelines.images import decode_image
@@ -49,7 +51,7 @@ class BenchmarkConfig:
     """Of a DeepLabV3+ with random weights, output stride 16, 19 classes."""
     num_images: int = 120
     """Per side and round; photos are repeated under other names."""
-    num_images_memory: int = 60
+    num_images_memory: int = 100
     """n of the memory figures, with a small network; the other figure is of 4 n."""
     rounds: int = 3
     """Both sides are measured in turn, as often as this."""
@@ -139,7 +141,10 @@ def _steady_rate(times: NDArray[np.float64]) -> float:
 def _bare_rate(photos: Path, model: str, *, processes: int, threads: int) -> float:
     """Steady images per second of bare loops that share the photos."""
     paths = sorted(str(path) for path in photos.iterdir())
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # The same allocator as the job's workers have: it is no merit of the job's machinery.
+    allocator = worker_environment(use_gpu=False)["env_vars"]
+    spawn = multiprocessing.get_context("spawn")
+    with patch.dict(os.environ, allocator), ProcessPoolExecutor(processes, mp_context=spawn) as pool:
         loops = [pool.submit(_bare_loop, paths[index::processes], model, threads) for index in range(processes)]
         times = np.sort(np.concatenate([loop.result() for loop in loops]))
     return _steady_rate(times)

@@ -45,7 +45,7 @@ class Config:
 
     rounds: int = 3
     """Runs of each side."""
-    steps: int = 10
+    steps: int = 20
     """Optimiser steps per epoch; a run has two epochs."""
     cases: tuple[str, ...] = ("resnet50", "efficientnet_lite0")
     """Which networks: resnet50 (DeepLabV3+, output stride 16, crop 321), efficientnet_lite0 (stride 32, 320 x 416)."""
