@@ -3,9 +3,9 @@
     python benchmarks/segment_throughput.py [--images DIR] [--backbone efficientnet_lite0] [--rounds 3]
 
 The bare loops write nothing and compute nothing but the class map: one process with as many threads as there are cores,
-and as many processes of one thread; with the allocator of the job's workers. Rates are taken between the first tenth and
-the last twentieth of the images, so that start-up is apart; it is reported beside them. Memory is the peak of a worker
-for n and for 4 n images.
+and as many processes of one thread; with the allocator of the job's workers. Rates are taken between the first tenth
+and the last twentieth of the images, so that start-up is apart; it is reported beside them. Memory is the peak of a
+worker for n and for 4 n images.
 """
 
 import multiprocessing
