@@ -1,11 +1,11 @@
 """Training by the job's machinery (Ray Train, Ray Data, decoding, augmentation) against a bare loop over tensors.
 
-    python benchmarks/train_throughput.py [--rounds 3] [--steps 10] [--cases resnet50 efficientnet_lite0]
+    python benchmarks/train_throughput.py [--rounds 3] [--steps 20] [--cases resnet50 efficientnet_lite0]
 
 Both sides run the same network, batch, threads, optimiser, memory layout and allocator on the same machine, in turn.
 The bare loop's images are decoded, augmented and normalised before its clock starts: nothing can feed a network
-faster. Images per second are counted after the first step of each run; start-up is reported apart. Takes about 25
-minutes on two cores.
+faster. Images per second are counted after the first step of each run; start-up is reported apart. Takes about half
+an hour on two cores.
 """
 
 import dataclasses
@@ -129,7 +129,7 @@ def run_plain(recipe: Recipe, *, steps: int) -> Measured:
     began = time.time()
     command = [sys.executable, __file__, "--child"]
     settings = pickle.dumps((recipe, steps, began))
-    # The same allocator: the job's huge pages are no merit of its machinery.
+    # The same allocator as the job's worker has: it is no merit of the job's machinery.
     environment = os.environ | worker_environment(use_gpu=False)["env_vars"]
     child = subprocess.run(command, input=settings, capture_output=True, check=False, env=environment)
     if child.returncode:

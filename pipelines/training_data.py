@@ -93,7 +93,8 @@ def training_batches(
             found = 0
             for table in tables:
                 found += 1
-                yield [(epoch, row) for row in _as_rows(table)]
+                if found <= steps_per_epoch:  # what is too much would open the next epoch
+                    yield [(epoch, row) for row in _as_rows(table)]
             if found != steps_per_epoch:
                 raise RuntimeError(f"worker {rank} got {found} batches in epoch {epoch}, expected {steps_per_epoch}")
 

@@ -4,13 +4,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
 import torch
 
 from pipelines.shards import PreparedDataset, open_dataset
-from pipelines.training_data import decoded, started, training_batches, validation_images
+from pipelines.training_data import Batch, decoded, started, training_batches, validation_images
 from segcore import IGNORE_INDEX
 from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, tiny_recipe, write_learnable_dataset
 
@@ -47,10 +48,8 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
     assert ids_of_epochs(dataset, first_epoch=1, epochs=2) == [second, third]
 
 
-def batches_of(
-    dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    batches = training_batches(
+def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8) -> Iterator[Batch]:
+    return training_batches(
         rows_of(dataset, first_epoch=epochs.start, seed=1),
         augment_config=tiny_recipe().augment,
         fill=(1, 2, 3),
@@ -63,7 +62,10 @@ def batches_of(
         num_threads=2,
         pin_memory=False,
     )
-    return [(batch.images_N3HW, batch.labels_NHW) for batch in batches]
+
+
+def batches_of(dataset: PreparedDataset, epochs: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(batch.images_N3HW, batch.labels_NHW) for batch in stream_of(dataset, epochs)]
 
 
 def test_batches_are_augmented_uint8_crops_and_a_resumed_stream_goes_on_with_the_same(
@@ -81,10 +83,14 @@ def test_batches_are_augmented_uint8_crops_and_a_resumed_stream_goes_on_with_the
     assert all(torch.equal(one[0], two[0]) for one, two in zip(second, resumed, strict=True))
 
 
-def test_an_epoch_of_another_length_is_an_error(dataset: PreparedDataset, ray_session: None) -> None:
-    """The workers would wait for each other for ever."""
-    with pytest.raises(RuntimeError, match=f"got {NUM_TRAIN // 8} batches in epoch 0, expected 3"):
-        batches_of(dataset, range(2), steps_per_epoch=3)
+@pytest.mark.parametrize("epochs", [range(1), range(2)])
+@pytest.mark.parametrize("steps", [1, 3, NUM_TRAIN // 8 + 1])
+def test_an_epoch_of_another_length_is_an_error(
+    dataset: PreparedDataset, ray_session: None, steps: int, epochs: range
+) -> None:
+    """The workers would wait for each other for ever. Who takes no more than the batches of one epoch sees it too."""
+    with pytest.raises(RuntimeError, match=f"got {NUM_TRAIN // 8} batches in epoch 0, expected {steps}"):
+        list(islice(stream_of(dataset, epochs, steps_per_epoch=steps), steps))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 20])
