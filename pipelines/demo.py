@@ -70,8 +70,10 @@ class DemoConfig:
     """Visits of every training image; default: the recipes'."""
     num_images: int = 24
     """Ordinary images in the folder to segment, beside the unusual and the broken ones."""
-    workers: int = 2
+    workers: int = 1
     """Actors that evaluate and segment."""
+    threads: int = 2
+    """CPU threads of each."""
 
     def __post_init__(self) -> None:
         if "://" in self.output:
@@ -122,7 +124,7 @@ def demo(config: DemoConfig) -> DemoResult:
     output = storage.absolute(config.output)
     storage.check_writable(output)
     clock = StageClock()
-    with ray_cluster(num_cpus_needed=config.workers + 1, why=f"{config.workers} actors and 1 reader"):
+    with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, why="the actors and 1 reader"):
         trained, evaluated = _learn(config, output, clock)
         snapshot = _segment(config, output, trained["dupsampling"], clock)
     with clock.stage("compare"):
@@ -202,6 +204,7 @@ def _learn(
                     data=data,
                     output=storage.join(output, "scores", name),
                     workers=config.workers,
+                    threads=config.threads,
                     experiment=EXPERIMENT,
                     tracking_uri=_tracking_uri(output),
                 )
@@ -238,6 +241,7 @@ def _segment(config: DemoConfig, output: str, trained: TrainResult, clock: Stage
                 model=trained.model_uri,
                 tables=tables,
                 workers=config.workers,
+                threads=config.threads,
                 experiment=EXPERIMENT,
                 tracking_uri=_tracking_uri(output),
             )

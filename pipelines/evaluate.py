@@ -41,9 +41,9 @@ class EvaluateConfig:
     """Folder or URI for the result."""
     split: str = "val"
     """Split to score."""
-    workers: int = 2
+    workers: int = 1
     """Actors, each with the model. The scores do not depend on it."""
-    threads: int = 1
+    threads: int = 2
     """CPU threads of each actor's network; each is one logical CPU of Ray."""
     batch_size: int = 1
     """Images per forward pass, where neighbours have one size; 1 is best on a CPU."""

@@ -24,7 +24,7 @@ from pipelines.checkpoints import ModelBundle, load_model
 from pipelines.cluster import worker_environment
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training_data import decoded, decoding_threads, ordered_ahead
-from segcore.inference import InferenceConfig, predict
+from segcore.inference import InferenceConfig, predict, prepare
 from segcore.metrics import confusion_matrix, scores
 
 IMAGES_SCHEMA = pa.schema(
@@ -208,7 +208,7 @@ class Scorer:
         self.config = config
         self.num_classes = num_classes
         self.bundle = load_model(model_folder)
-        self.bundle.model.to("cuda" if config.use_gpu else "cpu")
+        prepare(self.bundle.model, "cuda" if config.use_gpu else "cpu")
         self.warm = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:

@@ -43,10 +43,11 @@ class SegmentConfig:
     """Model folder (path or URI), models:/name@alias or models:/name/3."""
     tables: str
     """Folder or URI of the tables; new, or with results of a model with the same classes."""
-    workers: int = 2
+    workers: int = 1
     """Actors, each with the model."""
-    threads: int = 1
-    """CPU threads of each actor's network; each is one logical CPU of Ray."""
+    threads: int = 2
+    """CPU threads of each actor's network; each is one logical CPU of Ray. Threads share the model and the caches:
+    one actor of two threads is faster than two actors of one."""
     decode_threads: int = 2
     """Threads of each actor that decode images beside the network."""
     batch_size: int = 0

@@ -35,7 +35,7 @@ from pipelines.images import ImageError, decode_image
 from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
 from pipelines.segment_rows import FIRST_BYTES, ShardRows, WorkItem
 from pipelines.training_data import decoding_threads
-from segcore.inference import InferenceConfig, Predictions, predict
+from segcore.inference import InferenceConfig, Predictions, predict, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class ShardSegmenter:
                 f"model folder {job.model_folder!r} has changed since run {job.settings.run_id} was planned; "
                 "put the planned model back, or give the run up with --abandon-unfinished"
             )
-        self.bundle.model.to("cuda" if job.use_gpu else "cpu").to(memory_format=torch.channels_last)
+        prepare(self.bundle.model, "cuda" if job.use_gpu else "cpu")
         # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
         self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.network.submit(_use_threads, job.threads).result()

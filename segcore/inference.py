@@ -1,8 +1,7 @@
 """Images in, class maps and how sure the network was out: whole images or a sliding window, several scales, mirrored.
 
-Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image; from there on
-an image is worked off in strips of rows, so that class probabilities at the image's full size never exist at once.
-Everything happens on the model's device; class maps of one byte per pixel and a few numbers per image come back.
+Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image. Everything
+happens on the model's device; class maps of one byte per pixel and a few numbers per image come back.
 """
 
 import math
@@ -16,13 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segcore.layers import resize
-
-STRIP_BYTES_CPU = 2**20  # probabilities of a strip stay in the cache of one core: three times faster than whole images
-STRIP_BYTES_GPU = 2**26
-CONFIDENCE_BINS = 1000
-LOW_PERCENTILE = 0.05
-SMALLEST_PROBABILITY = 1e-30
+from segcore.class_maps import class_map
+from segcore.layers import fold_batch_norm, resize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,16 +62,12 @@ class InferenceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Predictions:
-    """What the network said of a batch. Probabilities are those after averaging.
+    """What the network said of a batch; see `ClassMap` for each. Probabilities are those after averaging.
 
     Attributes:
-        predictions_NHW: argmax over classes, uint8, at the images' size.
-        class_pixels_NC: predicted pixels per class, int64.
-        mean_confidence_N: mean over pixels of the largest probability.
-        low_confidence_N: its 5th percentile, to 1 / `CONFIDENCE_BINS`.
-        mean_entropy_N: mean over pixels of -sum(p ln p), in nats, 0 to ln C.
-        mean_margin_N: mean over pixels of the largest minus the second largest probability; 1 where C = 1.
-        class_confidence_NC: mean largest probability over the pixels of each predicted class; NaN without any.
+        predictions_NHW: class maps, uint8, at the images' size.
+        class_pixels_NC, mean_confidence_N, low_confidence_N, mean_entropy_N, mean_margin_N, class_confidence_NC: of
+            each image.
     """
 
     predictions_NHW: NDArray[np.uint8]
@@ -87,6 +77,15 @@ class Predictions:
     mean_entropy_N: NDArray[np.float64]
     mean_margin_N: NDArray[np.float64]
     class_confidence_NC: NDArray[np.float64]
+
+
+def prepare(model: nn.Module, device: torch.device | str) -> None:
+    """Ready a trained network for `predict` on a device, in place: it gives the same scores up to rounding, faster.
+
+    Weights in channels-last layout, batch normalisation folded into convolutions (see `segcore.layers.folding`).
+    """
+    model.eval().to(device).to(memory_format=torch.channels_last)
+    fold_batch_norm(model, torch.zeros(1, 3, 64, 64, device=device))
 
 
 def predict(
@@ -100,7 +99,7 @@ def predict(
     """Segment uint8 RGB images of one size.
 
     Args:
-        model: obeys `SegmentationModel`, in evaluation mode; its device does the work.
+        model: obeys `SegmentationModel`, in evaluation mode, best after `prepare`; its device does the work.
         images_N3HW: uint8, on any device, in any memory layout.
         mean: of the network's input per channel, in units of 1 (image / 255).
         std: likewise.
@@ -109,19 +108,15 @@ def predict(
     height, width = images_N3HW.shape[-2:]
     with torch.inference_mode():
         scores_NChw, are_logits = _scores(model, images_N3HW, mean, std, config)
-        pieces = [
-            _describe(scores_Chw, are_logits=are_logits, height=height, width=width) for scores_Chw in scores_NChw
-        ]
-    predictions_HW, class_pixels_C, sums, low, class_confidence_C = zip(*pieces, strict=True)
-    means_N3 = np.stack(sums) / (height * width)
+        maps = [class_map(scores_Chw, are_logits=are_logits, height=height, width=width) for scores_Chw in scores_NChw]
     return Predictions(
-        predictions_NHW=np.stack(predictions_HW),
-        class_pixels_NC=np.stack(class_pixels_C),
-        mean_confidence_N=means_N3[:, 0],
-        low_confidence_N=np.array(low),
-        mean_entropy_N=means_N3[:, 1],
-        mean_margin_N=means_N3[:, 2],
-        class_confidence_NC=np.stack(class_confidence_C),
+        predictions_NHW=np.stack([each.classes_HW for each in maps]),
+        class_pixels_NC=np.stack([each.class_pixels_C for each in maps]),
+        mean_confidence_N=np.array([each.mean_confidence for each in maps]),
+        low_confidence_N=np.array([each.low_confidence for each in maps]),
+        mean_entropy_N=np.array([each.mean_entropy for each in maps]),
+        mean_margin_N=np.array([each.mean_margin for each in maps]),
+        class_confidence_NC=np.stack([each.class_confidence_C for each in maps]),
     )
 
 
@@ -248,70 +243,3 @@ def _logits(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> T
     with torch.autocast(images_N3HW.device.type, dtype=torch.bfloat16, enabled=use_bfloat16):
         logits_NCHW: Tensor = model(images_N3HW).logits_NCHW
     return logits_NCHW.float()
-
-
-def _describe(
-    scores_Chw: Tensor, *, are_logits: bool, height: int, width: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float64], float, NDArray[np.float64]]:
-    """Class map of one image at its own size, and the sums behind `Predictions`; strip by strip."""
-    num_classes = len(scores_Chw)
-    device = scores_Chw.device
-    rank_C1 = torch.arange(num_classes, 0, -1, dtype=torch.float32, device=device).view(-1, 1)
-    predictions_HW = torch.empty(height, width, dtype=torch.uint8, device=device)
-    sums_3 = torch.zeros(3, dtype=torch.float64, device=device)
-    bins = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
-    pixels_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
-    confidence_C = torch.zeros(num_classes, dtype=torch.float64, device=device)
-    budget = STRIP_BYTES_CPU if device.type == "cpu" else STRIP_BYTES_GPU
-    rows = max(1, budget // (4 * num_classes * width))
-    for start in range(0, height, rows):
-        stop = min(height, start + rows)
-        p_CM = _probability_rows(scores_Chw, are_logits, start, stop, height, width)
-        largest_M = p_CM.amax(dim=0)
-        # argmax(dim=0), which takes ten times longer on a CPU: classes below the largest fall far below every rank,
-        # and of equal ones the first has the highest rank.
-        best_rank_M = torch.add(rank_C1, p_CM - largest_M, alpha=1e30).amax(dim=0)
-        class_M = (num_classes - best_rank_M).long().clamp_(0, num_classes - 1)  # NaN, refused below, fits no index
-        # sum() adds pairwise; torch.dot runs one sum per lane, whose error some CPUs show in the sixth digit
-        entropy = -p_CM.clamp_min(SMALLEST_PROBABILITY).log_().mul_(p_CM).sum()
-        p_CM.scatter_(0, class_M[None], 0.0)
-        margin_M = largest_M - p_CM.amax(dim=0)
-        predictions_HW[start:stop] = class_M.view(stop - start, width)
-        sums_3 += torch.stack([largest_M.sum(), entropy, margin_M.sum()])
-        bins += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
-        pixels_C += torch.bincount(class_M, minlength=num_classes)
-        confidence_C += torch.bincount(class_M, weights=largest_M.double(), minlength=num_classes)
-    if not torch.isfinite(sums_3).all():
-        raise ValueError("the network's scores are not finite; try --inference.precision float32, or other weights")
-    low_bin = int(torch.searchsorted(bins.cumsum(0), LOW_PERCENTILE * height * width))
-    return (
-        predictions_HW.cpu().numpy(),
-        pixels_C.cpu().numpy(),
-        sums_3.cpu().numpy(),
-        (low_bin + 0.5) / CONFIDENCE_BINS,
-        (confidence_C / pixels_C).cpu().numpy(),
-    )
-
-
-def _probability_rows(scores_Chw: Tensor, are_logits: bool, start: int, stop: int, height: int, width: int) -> Tensor:
-    """Probabilities (C, M) of rows `start..stop-1` of the image at its own size, M = rows * width; a fresh tensor.
-
-    The same numbers as resizing the whole map: bilinear resizing is rows first, columns second.
-    """
-    num_classes, score_height, score_width = scores_Chw.shape
-    if (score_height, score_width) == (height, width):
-        rows_Crw = scores_Chw[:, start:stop]
-        if are_logits:
-            return rows_Crw.contiguous().view(num_classes, -1).softmax(dim=0)
-        return rows_Crw.clone(memory_format=torch.contiguous_format).view(num_classes, -1)
-    centre_r = (torch.arange(start, stop, device=scores_Chw.device) + 0.5) * (score_height / height) - 0.5
-    centre_r = centre_r.clamp(0, score_height - 1)
-    above_r = centre_r.floor().long()
-    below_r = (above_r + 1).clamp(max=score_height - 1)
-    first, last = int(above_r[0]), int(below_r[-1])
-    needed_Crw = scores_Chw[:, first : last + 1].contiguous()
-    if are_logits:
-        needed_Crw = needed_Crw.softmax(dim=0)
-    weight_r1 = (centre_r - above_r)[:, None]
-    rows_Crw = torch.lerp(needed_Crw[:, above_r - first], needed_Crw[:, below_r - first], weight_r1)
-    return resize(rows_Crw[None], height=stop - start, width=width)[0].contiguous().view(num_classes, -1)

@@ -9,14 +9,13 @@ is the part of sum u u^T that belongs to one pair of classes.
 Indices through `np.uintp` spare numba's check for negative ones.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
+from segcore.compiled import entry_point, kernel
 
 WORD_BYTES = 8
 _IGNORE = np.uint8(IGNORE_INDEX)
@@ -32,27 +31,6 @@ _TOP_SIX_BITS = np.uint64(58)
 _BYTE_OF_BIT = np.zeros(64, np.int64)
 for _bit in range(64):
     _BYTE_OF_BIT[((1 << _bit) * _DE_BRUIJN & (2**64 - 1)) >> 58] = _bit // 8
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def _entry_point(function: Function) -> Function:
-    """Compile at the first call, without the interpreter lock: threads of one process work side by side.
-
-    Compiled code is kept beside this file or in the user's cache, so that only the first process on a machine spends
-    some seconds on it; an installation without any writable place compiles in each process. For functions of arrays and
-    numbers only: numba's cache cannot be read once a named tuple of its signatures has been renamed.
-    """
-    try:
-        return cast(Function, numba.njit(function, nogil=True, cache=True))
-    except RuntimeError:  # numba: "cannot cache function: no locator available"
-        return cast(Function, numba.njit(function, nogil=True))
-
-
-def _kernel(function: Function) -> Function:
-    """Compile as part of the entry point."""
-    return cast(Function, numba.njit(function, nogil=True))
 
 
 class LabelWords(NamedTuple):
@@ -109,7 +87,7 @@ def label_words(padded_HW: NDArray[np.uint8], *, block_side: int, num_classes: i
     )
 
 
-@_entry_point
+@entry_point
 def accumulate(
     labels: NDArray[np.uint8],
     words: NDArray[np.uint64],
@@ -162,7 +140,7 @@ def accumulate(
     return num_blocks, num_noisy
 
 
-@_kernel
+@kernel
 def _mark_changes(block_map: LabelWords, top: int, changes: NDArray[np.uint64]) -> None:
     """Per word column of a row of blocks: non-zero where a pixel differs from the one above. LLVM vectorises it."""
     changes[:] = 0
@@ -174,7 +152,7 @@ def _mark_changes(block_map: LabelWords, top: int, changes: NDArray[np.uint64]) 
             changes[x] |= here[x] ^ above[x]
 
 
-@_kernel
+@kernel
 def _is_constant(block_map: LabelWords, first: int, changes: NDArray[np.uint64], column: int) -> bool:
     word = block_map.words[np.uintp(first)]
     if word != ((word << _BYTE) | (word & _FULL_BYTE)):
@@ -185,7 +163,7 @@ def _is_constant(block_map: LabelWords, first: int, changes: NDArray[np.uint64],
     return bool(different == _NO_BIT)
 
 
-@_kernel
+@kernel
 def _list_corners(block_map: LabelWords, first: int, entries: Entries) -> int:
     """List the non-zeros of u for one block; returns their number.
 
@@ -224,7 +202,7 @@ def _list_corners(block_map: LabelWords, first: int, entries: Entries) -> int:
     return count
 
 
-@_kernel
+@kernel
 def _emit_corner(
     entries: Entries,
     count: int,
@@ -249,7 +227,7 @@ def _emit_corner(
     return _emit(entries, count, diagonal, position, value, num_classes)
 
 
-@_kernel
+@kernel
 def _emit(entries: Entries, count: int, label: np.uint8, position: int, value: int, num_classes: int) -> int:
     """Write an entry; it stays only if it is of a class and not zero."""
     at = np.uintp(count)
@@ -259,7 +237,7 @@ def _emit(entries: Entries, count: int, label: np.uint8, position: int, value: i
     return count + int((value != 0) & (label < num_classes))
 
 
-@_kernel
+@kernel
 def _list_pixels(block_map: LabelWords, first: int, entries: Entries) -> int:
     """List the valid pixels of one block, with value 1; returns their number."""
     count = 0
@@ -271,7 +249,7 @@ def _list_pixels(block_map: LabelWords, first: int, entries: Entries) -> int:
     return count
 
 
-@_kernel
+@kernel
 def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries, area: int) -> int:
     """Put the entries of each class together, in scan order; returns the number of classes."""
     num_present = 0
@@ -286,7 +264,7 @@ def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries, a
     return num_present
 
 
-@_kernel
+@kernel
 def _add_outer(
     tiles: NDArray[np.int32], tile_starts_CC: NDArray[np.int64], area: int, by_class: ClassEntries, num_present: int
 ) -> None:

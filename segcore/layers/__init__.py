@@ -3,6 +3,7 @@
 from segcore.layers.aspp import ASPP, atrous_rates
 from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
+from segcore.layers.folding import fold_batch_norm
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.resize import downsample, pad_to_multiple, resize, upsample
 
@@ -13,6 +14,7 @@ __all__ = [
     "SeparableConv",
     "atrous_rates",
     "downsample",
+    "fold_batch_norm",
     "initialise_convolutions",
     "pad_to_multiple",
     "resize",

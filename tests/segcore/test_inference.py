@@ -1,4 +1,7 @@
-"""Inference against probabilities computed the long way: whole tensors, no strips, no tricks."""
+"""Inference against probabilities computed the long way: whole tensors, no strips, no tricks.
+
+Statistics of a class map: test_class_maps.
+"""
 
 import math
 from dataclasses import replace
@@ -9,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore import inference
+from segcore import class_maps
 from segcore.inference import InferenceConfig, class_probabilities, count_windows, predict, working_size
 from segcore.models import SegmentationOutput
 
@@ -56,44 +59,6 @@ def _naive_probabilities(model: nn.Module, images_N3HW: Tensor) -> Tensor:
     with torch.inference_mode():
         probabilities: Tensor = model((images_N3HW / 255 - mean) / std).logits_NCHW.softmax(dim=1)
     return probabilities
-
-
-@pytest.mark.parametrize("strip_bytes", [1, 2**12, 2**30])
-@pytest.mark.parametrize("num_classes", [1, 2, NUM_CLASSES])
-def test_predictions_and_statistics_equal_the_long_way(
-    monkeypatch: pytest.MonkeyPatch, strip_bytes: int, num_classes: int
-) -> None:
-    monkeypatch.setattr(inference, "STRIP_BYTES_CPU", strip_bytes)
-    model, images = PixelNetwork(num_classes).eval(), _images()
-    found = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig())
-
-    p_NCHW = _naive_probabilities(model, images).double()
-    largest_NHW, argmax_NHW = p_NCHW.max(dim=1)
-    np.testing.assert_array_equal(found.predictions_NHW, argmax_NHW.numpy())
-    assert found.predictions_NHW.dtype == np.uint8
-    np.testing.assert_allclose(found.mean_confidence_N, largest_NHW.mean(dim=(1, 2)), rtol=1e-5)
-    entropy_N = -(p_NCHW * p_NCHW.log()).sum(dim=1).mean(dim=(1, 2))
-    np.testing.assert_allclose(found.mean_entropy_N, entropy_N, rtol=1e-4, atol=1e-6)
-    ordered = p_NCHW.sort(dim=1, descending=True).values
-    second = ordered[:, 1] if num_classes > 1 else torch.zeros_like(largest_NHW)
-    np.testing.assert_allclose(found.mean_margin_N, (ordered[:, 0] - second).mean(dim=(1, 2)), rtol=1e-5)
-    low_N = largest_NHW.flatten(1).quantile(0.05, dim=1)
-    np.testing.assert_allclose(found.low_confidence_N, low_N, atol=2e-3)
-    for image in range(len(images)):
-        for c in range(num_classes):
-            here = argmax_NHW[image] == c
-            assert found.class_pixels_NC[image, c] == int(here.sum())
-            expected = largest_NHW[image][here].mean() if here.any() else math.nan
-            np.testing.assert_allclose(found.class_confidence_NC[image, c], expected, rtol=1e-5)
-
-
-def test_of_equal_classes_the_first_is_predicted() -> None:
-    model = PixelNetwork().eval()
-    nn.init.zeros_(model.weight)
-    found = predict(model, _images(), mean=MEAN, std=STD, config=InferenceConfig())
-    assert not found.predictions_NHW.any()
-    np.testing.assert_allclose(found.mean_entropy_N, math.log(NUM_CLASSES), rtol=1e-6)
-    np.testing.assert_allclose(found.mean_margin_N, 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("window_px, stride_fraction", [(8, 1.0), (10, 0.5), (30, 2 / 3), (64, 0.5), (1, 1.0)])
@@ -146,7 +111,7 @@ def test_a_mirrored_pass_makes_an_asymmetric_network_symmetric() -> None:
 def test_strips_of_resized_probabilities_equal_the_resized_map(
     monkeypatch: pytest.MonkeyPatch, config: InferenceConfig, strip_bytes: int
 ) -> None:
-    monkeypatch.setattr(inference, "STRIP_BYTES_CPU", strip_bytes)
+    monkeypatch.setattr(class_maps, "_STRIP_BYTES_CPU", strip_bytes)
     model, images = PixelNetwork().eval(), _images()
     whole = class_probabilities(model, images, mean=MEAN, std=STD, config=config)
     assert whole.shape == (2, NUM_CLASSES, 23, 37)

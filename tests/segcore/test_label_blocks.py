@@ -1,15 +1,13 @@
 """Integer block statistics against a dense product of one-hot blocks."""
 
 import re
-from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from segcore import IGNORE_INDEX, label_blocks, label_corners
+from segcore import IGNORE_INDEX, label_blocks
 from segcore.label_blocks import BlockStatistics, check_exact_size, pad_to_blocks
 
 
@@ -205,20 +203,3 @@ def test_padding_adds_ignored_pixels_at_the_bottom_and_right_only() -> None:
     assert (padded_HW[3] == IGNORE_INDEX).all()
     assert (padded_HW[:, 5:] == IGNORE_INDEX).all()
     assert pad_to_blocks(padded_HW, 4) is padded_HW
-
-
-def test_kernels_compile_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = numba.njit
-
-    def refuse_cache(function: Any, *, nogil: bool, cache: bool = False) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function 'double': no locator available for file 'label_corners.py'")
-        return compiled(function, nogil=nogil)
-
-    def double(value: int) -> int:
-        return 2 * value
-
-    monkeypatch.setattr(numba, "njit", refuse_cache)
-    kernel = label_corners._entry_point(double)
-    assert kernel is not double
-    assert kernel(21) == 42

@@ -1,0 +1,90 @@
+"""Folded networks against themselves before folding, and everything that must not be folded."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from segcore.backbones import BACKBONES
+from segcore.layers import ConvBnAct
+from segcore.layers.folding import fold_batch_norm
+from segcore.models import DeepLabV3PlusConfig, build_model
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Normalisation away from its start: mean 0, variance 1, gain 1 would hide everything."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            assert module.running_mean is not None and module.running_var is not None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def norms_of(model: nn.Module) -> int:
+    return sum(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_network_computes_the_same_without_any_normalisation(
+    backbone: str, memory_format: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(build_model(DeepLabV3PlusConfig(backbone=backbone, output_stride=16), 5))
+    model = model.to(memory_format=memory_format)
+    norms = norms_of(model)
+    images = torch.randn(1, 3, 65, 98)
+    with torch.inference_mode():
+        expected = model(images).logits_NCHW
+        assert fold_batch_norm(model, torch.randn(1, 3, 64, 64)) == norms > 30
+        assert norms_of(model) == 0
+        found = model(images).logits_NCHW
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+class Forked(nn.Module):
+    """One convolution whose output is used twice, one that runs twice, one behind its normalisation; and two plain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used_twice, self.norm_of_used_twice = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.runs_twice, self.norm_of_runs_twice = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.norm_before, self.behind = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.changed, self.norm_of_changed = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.plain = ConvBnAct(4, 4, 3)
+        self.with_bias = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        x = self.used_twice(images_N3HW)
+        x = x + self.norm_of_used_twice(x)
+        x = self.norm_of_runs_twice(self.runs_twice(self.norm_of_runs_twice(self.runs_twice(x))))
+        x = self.behind(torch.relu(self.norm_before(x)))
+        x = self.norm_of_changed(self.changed(x).mul_(2))
+        x = self.plain.conv(x)
+        assert x.shape[2:] == images_N3HW.shape[2:]  # reading its shape does not use it
+        x = self.plain.activation(self.plain.norm(x))
+        result: Tensor = self.with_bias(x)
+        return result
+
+
+def test_only_a_normalisation_that_alone_takes_the_output_is_folded() -> None:
+    torch.manual_seed(0)
+    model = with_statistics(Forked())
+    before = copy.deepcopy(model)
+    images = torch.randn(2, 3, 9, 7)
+    assert fold_batch_norm(model, images) == 2
+    assert norms_of(model) == norms_of(before) - 2
+    assert norms_of(model.get_submodule("plain")) == norms_of(model.get_submodule("with_bias")) == 0
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), before(images))
+
+
+def test_a_network_in_training_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"evaluation mode only; call model.eval\(\) first"):
+        fold_batch_norm(Forked(), torch.randn(1, 3, 8, 8))
