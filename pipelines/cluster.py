@@ -5,6 +5,8 @@ Ray Data and Ray Train wait without a word when actors and workers hold every lo
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,7 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # only now: its import sets DEBUG and opens a console
 
     started = not ray.is_initialized()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if started:
         address = os.environ.get("RAY_ADDRESS") or "local"
         if address == "local":
@@ -78,11 +81,33 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        _check_resources(num_cpus_needed, num_gpus_needed, why)
-        yield
+        with _interruptible(handlers):
+            _check_resources(num_cpus_needed, num_gpus_needed, why)
+            yield
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _interruptible(handlers: dict[int, Any]) -> Iterator[None]:
+    """Keep a job's signal handlers where Ray brings its own.
+
+    `ray.init` makes SIGTERM end the process with code 15; a training makes Ctrl-C stop its workers and then end the
+    process with code 0, as if all were done. Both leave by SystemExit, which no stage of ours uses.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, here as in Ray
+        return
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def cluster_size(kind: str = "CPU") -> int:

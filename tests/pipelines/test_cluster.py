@@ -1,6 +1,9 @@
-"""A cluster that starts machines on demand is not refused for having none yet."""
+"""A cluster that starts machines on demand is not refused for having none yet; an interrupted job says so."""
 
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,30 @@ def test_machines_that_the_cluster_may_start_count(
         ray_cluster(num_cpus_needed=5, num_gpus_needed=99, why="99 train workers"),
     ):
         raise AssertionError("not reached")
+
+
+WAITING_JOB = """
+import time
+from pipelines import cli
+from pipelines.cluster import ray_cluster
+
+def stage(config):
+    with ray_cluster(num_cpus_needed=1, why="a test"):
+        print("ready", flush=True)
+        time.sleep(120)
+
+cli.main(lambda: None, stage)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_job_exits_with_130(number: signal.Signals) -> None:
+    """`ray.init` brings a handler of its own, which exits with the signal's number."""
+    job = subprocess.Popen(
+        [sys.executable, "-c", WAITING_JOB], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert job.stdout is not None and job.stdout.readline() == "ready\n"
+    job.send_signal(number)
+    _, messages = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert messages.splitlines()[-1] == "interrupted; the same command continues where it stopped"

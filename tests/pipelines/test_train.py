@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pipelines.checkpoints import load_model
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.models import DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
+from tests.pipelines.processes import command_of, descendants
 
 EPOCHS = 4
 
@@ -176,31 +179,6 @@ class killed_worker:  # noqa: N801  # reads as a context manager
             time.sleep(0.02)
 
 
-def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, so that no other session's workers are touched."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = Path(entry, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
 TRAIN_PROGRAM = """
 import sys
 from pathlib import Path
@@ -215,21 +193,31 @@ cli.main(lambda: config, train)
 """
 
 
+@contextmanager
+def started_driver(command: list[str], folder: Path, *, checkpoint: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A training in a process of its own that has written a checkpoint."""
+    with (folder / "first.log").open("wb") as log:
+        driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
+        try:
+            deadline = time.monotonic() + 180
+            while time.monotonic() < deadline and driver.poll() is None:
+                if list(folder.glob(f"killed/checkpoint-{checkpoint:05d}/training_state.pt")):
+                    break
+                time.sleep(0.05)
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
+
+
 @pytest.mark.slow
 def test_a_killed_driver_starts_again_where_it_was(
     base: TrainConfig, finished: TrainResult, data: str, tracking_uri: str, tmp_path: Path
 ) -> None:
     """SIGKILL after the second checkpoint; the same command ends with the undisturbed run's weights and best score."""
     command = [sys.executable, "-c", TRAIN_PROGRAM, data, str(tmp_path), tracking_uri]
-    with (tmp_path / "first.log").open("wb") as log:
-        first = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parents[2])
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and first.poll() is None:
-            if list(tmp_path.glob("killed/checkpoint-00001/training_state.pt")):
-                break
-            time.sleep(0.05)
+    with started_driver(command, tmp_path, checkpoint=1) as first:
         first.kill()
-        first.wait()
     assert not (tmp_path / "killed" / "result.json").exists(), (tmp_path / "first.log").read_text()
     run_id = storage.read_json(str(tmp_path / "killed" / "run.json"))["mlflow_run_id"]
     assert MlflowClient().get_run(run_id).info.status == "RUNNING"
@@ -241,6 +229,28 @@ def test_a_killed_driver_starts_again_where_it_was(
     assert [step for step, _ in history(run_id, "train/loss")] == list(range(EPOCHS))
     assert history(run_id, "val/mean_iou") == history(finished.run_id, "val/mean_iou")
     assert (result.model_digest, result.best_epoch) == (finished.model_digest, finished.best_epoch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_ends_its_workers_and_says_so(
+    data: str, tracking_uri: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    command = [sys.executable, "-c", TRAIN_PROGRAM, data, str(tmp_path), tracking_uri]
+    with started_driver(command, tmp_path, checkpoint=0) as driver:
+        family = descendants(driver.pid)
+        assert any("RayTrainWorker" in command_of(pid) for pid in family)
+        driver.send_signal(number)
+        assert driver.wait(timeout=60) == 130
+    log = (tmp_path / "first.log").read_text()
+    assert "interrupted; the same command continues where it stopped" in log.splitlines()[-1], log
+    assert "Traceback" not in log, log
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(map(command_of, family)):
+        time.sleep(0.1)
+    assert not [command for command in map(command_of, family) if command]
+    run_id = storage.read_json(str(tmp_path / "killed" / "run.json"))["mlflow_run_id"]
+    assert MlflowClient().get_run(run_id).info.status == "KILLED"
 
 
 @pytest.mark.slow
