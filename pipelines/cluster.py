@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
 
 
 @contextmanager
-def _interruptible(handlers: dict[int, Any]) -> Iterator[None]:
+def _interruptible(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
     """Keep a job's signal handlers where Ray brings its own.
 
     `ray.init` makes SIGTERM end the process with code 15; a training makes Ctrl-C stop its workers and then end the
