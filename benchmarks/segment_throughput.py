@@ -100,6 +100,7 @@ def _write(
         (side, f"{np.median(each):.2f}", f"{report.median_ratio(each, rates[best_bare]):.2f}")
         for side, each in rates.items()
     ]
+    of_folded = report.median_ratio(rates["`segment`, 1 worker"], rates[PREPARED])
     (n, small), (many, large) = sorted(memory.items())
     source = "of --images" if config.images else "generated, 512 x 683"
     text = f"""## Batch segmentation
@@ -111,8 +112,7 @@ writes and commits Parquet; the bare loops decode, run the network and take the 
 {report.table((f"on {cores} cores", "images/s (median)", f"of {best_bare} (median over rounds)"), rows)}
 
 Workers and processes share the cores equally. Target: at least 0.85 of the best bare loop with the network as it was
-trained. `segment` folds batch normalisation first; of a bare loop that does so too it has
-{report.median_ratio(rates["`segment`, 1 worker"], rates[PREPARED]):.2f}.
+trained. `segment` folds batch normalisation first; it has {of_folded:.2f} of a bare loop that does so too.
 Start-up of `segment` (Ray, workers, model; apart): {np.median(start_up):.1f} s.
 
 Peak resident memory of a worker: {small / 2**20:.0f} MiB for {n} images, {large / 2**20:.0f} MiB for {many}

@@ -5,7 +5,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from types import FrameType
 from typing import NoReturn, Protocol, TypeVar
 
 EXIT_BAD_INPUT = 2
@@ -32,7 +31,7 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     for noisy in ("ray.data", "ray.train", "mlflow", "alembic", "botocore", "aiobotocore", "fsspec", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")  # ray's own deprecations, not the user's
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = stage(parse())  # configs check themselves while they are parsed
     except KeyboardInterrupt:
@@ -44,7 +43,3 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
         sys.exit(EXIT_BAD_INPUT)
     print(result.closing_line)
     sys.exit(0)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ QUIET_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> Iterator[None]:
+def ray_cluster(
+    *, num_cpus_needed: int, num_gpus_needed: int = 0, why: str, flags: str = "--workers"
+) -> Iterator[None]:
     """Connect to Ray for the length of a job, or start an embedded one.
 
     Where Ray runs already in this process (a test session, a demo that chains stages), that one is used and left alone.
@@ -51,8 +53,10 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
         num_cpus_needed: logical CPUs that the job's actors, workers and one reading task hold at once.
         num_gpus_needed: GPUs likewise.
         why: what needs them, for the message: "2 train workers and 1 reader".
+        flags: what to lower, for the message.
 
     Raises:
+        KeyboardInterrupt: on Ctrl-C and, where SIGTERM is not handled otherwise, on SIGTERM.
         ValueError: the cluster has too few CPUs or GPUs; the message says how many and what to change.
     """
     for key, value in QUIET_ENVIRONMENT.items():
@@ -63,51 +67,46 @@ def ray_cluster(*, num_cpus_needed: int, num_gpus_needed: int = 0, why: str) -> 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # only now: its import sets DEBUG and opens a console
 
     started = not ray.is_initialized()
+    in_main_thread = threading.current_thread() is threading.main_thread()  # signals are its business, here as in Ray
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if started:
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        if address == "local":
-            # Embedded Ray needs no token: it listens on this machine only and dies with the job.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
-            ray.init(
-                address="local",
-                # Logical: a laptop of two cores can train on two workers.
-                num_cpus=max(os.cpu_count() or 1, num_cpus_needed),
-                include_dashboard=False,
-                log_to_driver=False,  # workers' own lines; errors come as exceptions, progress through the driver
-                logging_level=logging.WARNING,
-            )
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
-        with _interruptible(handlers):
-            _check_resources(num_cpus_needed, num_gpus_needed, why)
-            yield
+        if started:
+            _start(num_cpus_needed)
+        if in_main_thread:
+            # Ray's own handler of SIGTERM, SystemExit, aborts the process where it waits for a training.
+            keep = handlers[signal.SIGTERM] not in (None, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, handlers[signal.SIGTERM] if keep else signal.default_int_handler)
+        _check_resources(num_cpus_needed, num_gpus_needed, why, flags)
+        yield
+    except SystemExit as error:
+        # Ray's own handlers: code 15 on SIGTERM during its start; 0, as if all were done, on Ctrl-C in a training.
+        raise KeyboardInterrupt from error
     finally:
+        if in_main_thread:
+            for number, handler in handlers.items():
+                if handler is not None:  # None: not Python's, and Python cannot bring it back
+                    signal.signal(number, handler)
         if started:
             ray.shutdown()
 
 
-@contextmanager
-def _interruptible(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    """Keep a job's signal handlers where Ray brings its own.
+def _start(num_cpus_needed: int) -> None:
+    import ray
 
-    `ray.init` makes SIGTERM end the process with code 15; a training makes Ctrl-C stop its workers and then end the
-    process with code 0, as if all were done. Both leave by SystemExit, which no stage of ours uses.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's, here as in Ray
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         return
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    # Embedded Ray needs no token: it listens on this machine only and dies with the job.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, num_cpus_needed),  # logical: a laptop of two cores can train on two workers
+        include_dashboard=False,
+        log_to_driver=False,  # workers' own lines; errors come as exceptions, progress through the driver
+        logging_level=logging.WARNING,
+    )
 
 
 def cluster_size(kind: str = "CPU") -> int:
@@ -136,7 +135,7 @@ def _on_demand(kind: str) -> int:
     return sum(int(each.get("max_workers", 0) * each.get("resources", {}).get(kind, 0)) for each in types)
 
 
-def _check_resources(num_cpus: int, num_gpus: int, why: str) -> None:
+def _check_resources(num_cpus: int, num_gpus: int, why: str, flags: str) -> None:
     import ray
 
     resources = ray.cluster_resources()
@@ -147,7 +146,7 @@ def _check_resources(num_cpus: int, num_gpus: int, why: str) -> None:
         found = cluster_size(kind)
         if found < needed:
             raise ValueError(
-                f"this Ray cluster has {found} logical {kind}s and {why} need {needed}; ask for fewer --workers, "
+                f"this Ray cluster has {found} logical {kind}s and {why} need {needed}; ask for fewer {flags}, "
                 f"or start Ray with more (ray start --head --num-{kind.lower()}s={needed})"
             )
         logger.info(

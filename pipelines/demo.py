@@ -124,7 +124,9 @@ def demo(config: DemoConfig) -> DemoResult:
     output = storage.absolute(config.output)
     storage.check_writable(output)
     clock = StageClock()
-    with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, why="the actors and 1 reader"):
+    why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
+    num_cpus = config.workers * config.threads + 1
+    with ray_cluster(num_cpus_needed=num_cpus, why=why, flags="--workers or --threads"):
         trained, evaluated = _learn(config, output, clock)
         snapshot = _segment(config, output, trained["dupsampling"], clock)
     with clock.stage("compare"):

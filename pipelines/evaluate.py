@@ -172,7 +172,9 @@ def _score(config: EvaluateConfig, model: tracking.ResolvedModel, dataset: Prepa
     num_images = dataset.splits[config.split].num_images
     why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
     gpus = config.workers if config.use_gpu else 0
-    with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, num_gpus_needed=gpus, why=why):
+    num_cpus = config.workers * config.threads + 1
+    flags = "--workers or --threads"
+    with ray_cluster(num_cpus_needed=num_cpus, num_gpus_needed=gpus, why=why, flags=flags):
         # Ray reads its environment at import, and `ray_cluster` has just set it.
         from pipelines.evaluation_scoring import ScoringConfig, score_split
 

@@ -154,7 +154,9 @@ def segment(config: SegmentConfig) -> SegmentResult:
         job = _Job(config=config, model=model, bundle=bundle)
         why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
         gpus = config.workers if config.use_gpu else 0
-        with ray_cluster(num_cpus_needed=config.workers * config.threads + 1, num_gpus_needed=gpus, why=why):
+        num_cpus = config.workers * config.threads + 1
+        flags = "--workers or --threads"
+        with ray_cluster(num_cpus_needed=num_cpus, num_gpus_needed=gpus, why=why, flags=flags):
             run = _next_run(job, listing)
             if run is not None:
                 _execute(job, run)

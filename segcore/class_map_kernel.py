@@ -1,7 +1,8 @@
 """Compiled kernel of `class_maps`: logits in, classes and sums out, in one pass over memory.
 
-Pixels are worked off in tiles that stay in the first-level cache, class by class, so that every inner loop runs over
-neighbouring pixels and is compiled to vector instructions; numba has no vectorised exponential, hence `_exponentials`.
+Pixels are worked off in tiles that stay in the cache (up to 30 classes the first level's), class by class, so that
+every inner loop runs over neighbouring pixels and is compiled to vector instructions; numba has no vectorised
+exponential, hence `_exponentials`.
 
 With l = logit - largest logit and Z = sum exp(l), the largest probability is 1 / Z, the second largest is
 exp(l of the second) / Z, and the entropy ln Z - sum(exp(l) l) / Z.
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from segcore.compiled import entry_point, kernel
 
 _TILE = 256
-_LOWEST = np.float32(-87)  # exp of it is the smallest normal number
+_LOWEST = np.float32(-87)  # exp of it is a normal number, hardly larger than the smallest
 _LOG2_E = np.float32(math.log2(math.e))
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
@@ -43,7 +44,7 @@ def describe_rows(
     """Classes of some rows; what they add to the sums of their image is added. Logits have any memory layout.
 
     Args:
-        logits_Crw: scores; those that are not finite make `sums_3` not finite.
+        logits_Crw: scores; NaN, inf, or -inf of all classes make `sums_3` NaN.
         classes_rw: argmax over classes, the first of equal ones; written.
         pixels_C: pixels per predicted class.
         confidence_C: sum of the largest probability over the pixels of each predicted class.

@@ -76,6 +76,8 @@ class _Sums:
 def class_map(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -> ClassMap:
     """Class map at an image's size.
 
+    Probabilities are compared by their logarithms on a CPU: of two that differ in the last digit, the first class wins.
+
     Args:
         scores_Chw: float32 logits or probabilities; probabilities are resized bilinearly where the size differs.
         are_logits: which of them.
@@ -83,7 +85,7 @@ def class_map(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) 
         width: likewise.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is NaN or infinite; logits of -inf are fine where another class has more.
     """
     describe = _describe_on_cpu if scores_Chw.device.type == "cpu" else _describe_on_device
     classes_HW, sums = describe(scores_Chw, are_logits, height, width)
@@ -109,8 +111,8 @@ def _describe_on_cpu(scores_Chw: Tensor, are_logits: bool, height: int, width: i
     classes_HW = np.empty((height, width), np.uint8)
     total = _Sums.zeros(num_classes)
     threads = torch.get_num_threads()
-    resized = scores_Chw.shape[-2:] != (height, width)
-    rows_at_once = max(1, _STRIP_BYTES_CPU // (4 * num_classes * width)) if resized else height
+    in_place = are_logits and scores_Chw.shape[-2:] == (height, width)  # else every strip is a copy
+    rows_at_once = height if in_place else max(1, _STRIP_BYTES_CPU // (4 * num_classes * width))
 
     def describe(logits_Crw: NDArray[np.float32], classes_rw: NDArray[np.uint8]) -> _Sums:
         sums = _Sums.zeros(num_classes)
@@ -140,7 +142,7 @@ def _describe_on_device(
     for rows, strip_Crw, strip_are_logits in _strips(scores_Chw, are_logits, height, width, rows_at_once):
         p_CM = strip_Crw.flatten(1)
         p_CM = p_CM.softmax(dim=0) if strip_are_logits else p_CM
-        largest_M, class_M = p_CM.max(dim=0)  # the index of NaN, refused by the caller, is one of its own
+        largest_M, class_M = p_CM.max(dim=0)  # NaN, which the caller refuses, has a valid index
         second_M = p_CM.scatter(0, class_M[None], 0.0).amax(dim=0)
         entropy_M = -torch.special.xlogy(p_CM, p_CM).sum(dim=0)
         classes_HW[rows] = class_M.view(-1, width)
@@ -148,10 +150,8 @@ def _describe_on_device(
         confidence_C += torch.bincount(class_M, weights=largest_M.double(), minlength=num_classes)
         histogram_B += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
         sums_3 += torch.stack([largest_M.sum(), entropy_M.sum(), (largest_M - second_M).sum()])
-    histogram_B = histogram_B.long()
-    return classes_HW.cpu().numpy(), _Sums(
-        *(each.cpu().numpy() for each in (pixels_C, confidence_C, histogram_B, sums_3))
-    )
+    sums = (pixels_C, confidence_C, histogram_B.long(), sums_3)
+    return classes_HW.cpu().numpy(), _Sums(*(each.cpu().numpy() for each in sums))
 
 
 def _strips(

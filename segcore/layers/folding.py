@@ -4,6 +4,7 @@ In evaluation mode y = (w * x - mean) gain / sqrt(variance + eps) + bias is line
 section 3.1), so that a convolution with other weights gives y at once: one pass over memory less per layer.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
     """Fold every batch normalisation that alone follows a convolution, in place; the network computes the same.
 
-    Which ones do is seen by running the network once. A convolution whose output goes anywhere else as well, or that
-    runs more than once, is left as it is.
+    Which ones do is seen by running the network once. A convolution whose output goes anywhere else as well, be it out
+    of the network, or that runs more than once, is left as it is.
 
     Args:
         model: in evaluation mode; it can no longer be trained, or load a state dict of its kind.
@@ -37,20 +38,25 @@ def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
         raise ValueError("batch normalisation can be folded in evaluation mode only; call model.eval() first")
     calls = _Calls()
     with torch.no_grad(), calls:
-        model(images_N3HW)
+        output = model(images_N3HW)
+    calls.uses.update(map(id, _tensors(output)))
     convolutions = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Conv2d)}
-    norms = {
-        id(module.running_mean): (name, module)
-        for name, module in model.named_modules()
-        if type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+    norms: dict[int, nn.BatchNorm2d] = {
+        id(module.running_mean): module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        and type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+        and not module.training
     }
     folded = 0
     for weight, running_mean in calls.pairs():
         if id(weight) not in convolutions or id(running_mean) not in norms:
             continue
-        convolution, (name, norm) = convolutions[id(weight)], norms[id(running_mean)]
-        _fold(convolution, norm)
-        model.set_submodule(name, nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else nn.Identity())
+        norm = norms[id(running_mean)]
+        _fold(convolutions[id(weight)], norm)
+        rest = nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else nn.Identity()
+        for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is norm]:
+            model.set_submodule(name, rest)
         folded += 1
     return folded
 
@@ -60,6 +66,13 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     convolution.weight, convolution.bias = fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """Tensors in nested tuples, lists and dictionaries, or in the fields of a `SegmentationOutput`."""
+    if dataclasses.is_dataclass(values):
+        values = [getattr(values, field.name) for field in dataclasses.fields(values)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 class _Calls(TorchFunctionMode):
@@ -79,8 +92,8 @@ class _Calls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not `x.shape` and its like
-            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if _tensors(result):  # not `x.shape` and its like
+            inputs = _tensors((args, kwargs))
             self.uses.update(map(id, inputs))
             self.alive += [inputs, result]
             if func is F.conv2d:

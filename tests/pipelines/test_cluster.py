@@ -4,6 +4,9 @@ import logging
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -40,27 +43,64 @@ def test_machines_that_the_cluster_may_start_count(
 
 
 WAITING_JOB = """
-import time
+import signal, time
 from pipelines import cli
 from pipelines.cluster import ray_cluster
 
 def stage(config):
+    print("starting", flush=True)
     with ray_cluster(num_cpus_needed=1, why="a test"):
         print("ready", flush=True)
         time.sleep(120)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits "ignore"
 cli.main(lambda: None, stage)
 """
 
+WAITING_NOTEBOOK = """
+import time
+from pipelines.cluster import ray_cluster
+
+try:
+    with ray_cluster(num_cpus_needed=1, why="a test"):
+        print("ready", flush=True)
+        time.sleep(120)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@contextmanager
+def started(program: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_job_exits_with_130(number: signal.Signals) -> None:
-    """`ray.init` brings a handler of its own, which exits with the signal's number."""
-    job = subprocess.Popen(
-        [sys.executable, "-c", WAITING_JOB], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert job.stdout is not None and job.stdout.readline() == "ready\n"
-    job.send_signal(number)
-    _, messages = job.communicate(timeout=60)
+@pytest.mark.parametrize("when", ["starting", "ready"])
+def test_an_interrupted_job_exits_with_130(number: signal.Signals, when: str) -> None:
+    """For SIGTERM `ray.init` brings a handler of its own, at its very start, which exits with 15."""
+    with started(WAITING_JOB) as job:
+        assert job.stdout is not None
+        while job.stdout.readline().strip() != when:
+            assert job.poll() is None
+        if when == "starting":
+            time.sleep(2)  # Ray is imported, and its processes start
+        job.send_signal(number)
+        _, messages = job.communicate(timeout=60)
     assert job.returncode == 130
     assert messages.splitlines()[-1] == "interrupted; the same command continues where it stopped"
+
+
+def test_sigterm_interrupts_who_has_no_handler() -> None:
+    with started(WAITING_NOTEBOOK) as notebook:
+        assert notebook.stdout is not None and notebook.stdout.readline() == "ready\n"
+        notebook.terminate()
+        output, _ = notebook.communicate(timeout=60)
+    assert (notebook.returncode, output) == (0, "interrupted\n")

@@ -310,7 +310,10 @@ def test_bad_inputs_are_refused_with_what_to_do(config: SegmentConfig, tmp_path:
         (replace(config, model=str(tmp_path / "no model")), "holds no manifest.json"),
         (replace(config, model=str(broken)), "misses model.safetensors"),
         (replace(config, model="models:/nobody@champion"), "MLflow cannot resolve 'models:/nobody@champion'"),
-        (replace(config, workers=50), "50 actor.s. of 2 thread.s. and 1 reader need 101; ask for fewer --workers"),
+        (
+            replace(config, workers=50),
+            "50 actor.s. of 2 thread.s. and 1 reader need 101; ask for fewer --workers or --threads, or start",
+        ),
     ]
     for case, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -180,6 +180,7 @@ class killed_worker:  # noqa: N801  # reads as a context manager
 
 
 TRAIN_PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from pipelines import cli
@@ -189,6 +190,7 @@ from tests.pipelines.learnable_dataset import tiny_recipe
 data, output, tracking_uri = sys.argv[1:]
 config = TrainConfig(recipe=tiny_recipe(), data=data, output=output, name="killed", workers=2, experiment="tests",
     tracking_uri=tracking_uri)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits "ignore"
 cli.main(lambda: config, train)
 """
 

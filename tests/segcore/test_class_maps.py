@@ -61,6 +61,7 @@ def test_logits_equal_the_long_way(way: str, num_classes: int, width: int, memor
 def test_probabilities_in_any_strips_equal_the_long_way(
     way: str, monkeypatch: pytest.MonkeyPatch, strip_bytes: int
 ) -> None:
+    monkeypatch.setattr(class_maps, "_STRIP_BYTES_CPU", strip_bytes)
     monkeypatch.setattr(class_maps, "_STRIP_BYTES_DEVICE", strip_bytes)
     p_CHW = logits_of(5, 37).softmax(dim=0)
     check(class_map(p_CHW, are_logits=False, height=HEIGHT, width=37), p_CHW.double())

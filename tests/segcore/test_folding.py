@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from segcore.backbones import BACKBONES
 from segcore.layers import ConvBnAct
 from segcore.layers.folding import fold_batch_norm
-from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.models import DeepLabV3PlusConfig, SegmentationOutput, build_model
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -49,7 +49,7 @@ def test_every_network_computes_the_same_without_any_normalisation(
 
 
 class Forked(nn.Module):
-    """One convolution whose output is used twice, one that runs twice, one behind its normalisation; and two plain."""
+    """Two plain pairs, and what must stay: used twice, running twice, behind its norm, changed, given out, trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,10 +57,18 @@ class Forked(nn.Module):
         self.runs_twice, self.norm_of_runs_twice = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
         self.norm_before, self.behind = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
         self.changed, self.norm_of_changed = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.given_out, self.norm_of_given_out = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.trained, self.norm_of_trained = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
         self.plain = ConvBnAct(4, 4, 3)
+        self.other_name = self.plain.norm
         self.with_bias = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
 
-    def forward(self, images_N3HW: Tensor) -> Tensor:
+    def train(self, mode: bool = True) -> "Forked":
+        super().train(mode)
+        self.norm_of_trained.train()
+        return self
+
+    def forward(self, images_N3HW: Tensor) -> SegmentationOutput:
         x = self.used_twice(images_N3HW)
         x = x + self.norm_of_used_twice(x)
         x = self.norm_of_runs_twice(self.runs_twice(self.norm_of_runs_twice(self.runs_twice(x))))
@@ -68,9 +76,10 @@ class Forked(nn.Module):
         x = self.norm_of_changed(self.changed(x).mul_(2))
         x = self.plain.conv(x)
         assert x.shape[2:] == images_N3HW.shape[2:]  # reading its shape does not use it
-        x = self.plain.activation(self.plain.norm(x))
-        result: Tensor = self.with_bias(x)
-        return result
+        x = self.plain.activation(self.other_name(x))
+        given_out = self.given_out(x)
+        x = self.norm_of_trained(self.trained(self.norm_of_given_out(given_out)))
+        return SegmentationOutput(logits_NCHW=self.with_bias(x), auxiliary_NCHW=(given_out,))
 
 
 def test_only_a_normalisation_that_alone_takes_the_output_is_folded() -> None:
@@ -82,7 +91,9 @@ def test_only_a_normalisation_that_alone_takes_the_output_is_folded() -> None:
     assert norms_of(model) == norms_of(before) - 2
     assert norms_of(model.get_submodule("plain")) == norms_of(model.get_submodule("with_bias")) == 0
     with torch.no_grad():
-        torch.testing.assert_close(model(images), before(images))
+        found, expected = model(images), before(images)
+    torch.testing.assert_close(found.logits_NCHW, expected.logits_NCHW)
+    torch.testing.assert_close(found.auxiliary_NCHW, expected.auxiliary_NCHW)
 
 
 def test_a_network_in_training_is_refused() -> None:

@@ -108,10 +108,14 @@ def test_a_mirrored_pass_makes_an_asymmetric_network_symmetric() -> None:
     ids=["smaller", "larger", "scales and flip", "half"],
 )
 @pytest.mark.parametrize("strip_bytes", [1, 2**12, 2**30])
+@pytest.mark.parametrize("on_device", [False, True], ids=["kernel", "torch"])
 def test_strips_of_resized_probabilities_equal_the_resized_map(
-    monkeypatch: pytest.MonkeyPatch, config: InferenceConfig, strip_bytes: int
+    monkeypatch: pytest.MonkeyPatch, config: InferenceConfig, strip_bytes: int, on_device: bool
 ) -> None:
     monkeypatch.setattr(class_maps, "_STRIP_BYTES_CPU", strip_bytes)
+    monkeypatch.setattr(class_maps, "_STRIP_BYTES_DEVICE", strip_bytes)
+    if on_device:
+        monkeypatch.setattr(class_maps, "_describe_on_cpu", class_maps._describe_on_device)
     model, images = PixelNetwork().eval(), _images()
     whole = class_probabilities(model, images, mean=MEAN, std=STD, config=config)
     assert whole.shape == (2, NUM_CLASSES, 23, 37)

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from segcore import IGNORE_INDEX
+from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
@@ -205,3 +207,17 @@ def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., Labe
         build_model(CASES["deeplab_v3plus"], NUM_CLASSES, label_pca=label_pca)
     with pytest.raises(ValueError, match="num_classes is 255; expected 1 to 254"):
         build_model(CASES["deeplab_v3plus"], 255)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_network_prepared_for_inference_scores_the_same_without_batch_norm(build: Build, case: str) -> None:
+    model = build(CASES[case]).train()
+    images, _ = batch()
+    for _ in range(3):
+        model(images)  # running statistics away from their start
+    with torch.inference_mode():
+        before = model.eval()(images).logits_NCHW
+        prepare(model, "cpu")
+        after = model(images).logits_NCHW
+    assert not any(isinstance(module, _BatchNorm) for module in model.modules())
+    assert (after - before).abs().amax() < 1e-4 * (before.amax() - before.amin())
