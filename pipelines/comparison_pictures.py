@@ -19,7 +19,7 @@ from pipelines.pictures import fit_width, jpeg_bytes, overlay
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training_data import decoded
 from segcore.cost import count_multiply_adds, count_parameters
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, prepare
 from segcore.metrics import confusion_matrix, scores
 
 logger = logging.getLogger(__name__)
@@ -77,15 +77,14 @@ def examine_models(
         for run in runs:
             bundle = load_model(run.model_folder)
             height, width = images[0].labels_HW.shape
-            measured.append(
-                replace(
-                    run,
-                    parameters=count_parameters(bundle.model).total,
-                    multiply_adds=count_multiply_adds(bundle.model, height, width),
-                    cost_size=(height, width),
-                    images_per_second=_speed(bundle, images[0].image_3HW),
-                )
+            counted = replace(
+                run,
+                parameters=count_parameters(bundle.model).total,
+                multiply_adds=count_multiply_adds(bundle.model, height, width),
+                cost_size=(height, width),
             )
+            prepare(bundle.model, "cpu")
+            measured.append(replace(counted, images_per_second=_speed(bundle, images[0].image_3HW)))
             if run.class_names != dataset.class_names:
                 logger.warning("no pictures of %s: its class table is not the dataset's", run.name)
                 continue
@@ -104,17 +103,12 @@ def _prediction_panel(name: str, bundle: ModelBundle, image: _Labelled, dataset:
 
 
 def _speed(bundle: ModelBundle, image_3HW: Tensor) -> float:
-    """Images per second, one at a time, forward pass and argmax; the median of some passes after two others."""
-    mean_1311, std_1311 = (
-        torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (bundle.card.mean, bundle.card.std)
-    )
-    images_13HW = ((image_3HW[None] - mean_1311) / std_1311).contiguous(memory_format=torch.channels_last)
+    """Images per second of a prepared network, one at a time, as `segment` runs it; the median after two others."""
     seconds: list[float] = []
-    with torch.inference_mode():
-        for _ in range(TIMED_PASSES + 2):
-            started = time.perf_counter()
-            bundle.model(images_13HW).logits_NCHW.argmax(dim=1)
-            seconds.append(time.perf_counter() - started)
+    for _ in range(TIMED_PASSES + 2):
+        started = time.perf_counter()
+        class_maps(bundle, image_3HW[None], InferenceConfig())
+        seconds.append(time.perf_counter() - started)
     return 1 / median(seconds[2:])
 
 

@@ -148,7 +148,7 @@ def comparison_page(
         f"Scores: {', '.join(scored)}. Multiply-adds of one image of "
         f"{', '.join(f'{height} x {width}' for height, width in size)} pixels, one per multiplication. "
         f"Images per second: one image at a time on {threads} CPU thread(s) of the machine that wrote this page, "
-        "forward pass and argmax. Training: time in epochs, validation included. The best of each column is "
+        "as segment runs it. Training: time in epochs, validation included. The best of each column is "
         "emphasised; a click on a column's head sorts."
     )
     blocks: list[Block] = [Paragraph(text=note, warning=True) for note in notes]

@@ -28,7 +28,7 @@ class ComparedRun:
         scored_digest: of the dataset that they were measured on.
         parameters: scalars of the network.
         multiply_adds: of one image of `cost_size` (height, width).
-        images_per_second: forward passes measured by `compare`, or None.
+        images_per_second: measured by `compare`, or None.
         train_seconds: time in epochs, or None.
         settings: what the training was given that can change its score, by name.
     """
