@@ -14,6 +14,7 @@ import ray
 
 from pipelines import cluster
 from pipelines.cluster import cluster_size, ray_cluster
+from tests.pipelines.processes import command_of, descendants, needs_proc
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,6 @@ from pipelines import cli
 from pipelines.cluster import ray_cluster
 
 def stage(config):
-    print("starting", flush=True)
     with ray_cluster(num_cpus_needed=1, why="a test"):
         print("ready", flush=True)
         time.sleep(120)
@@ -82,16 +82,20 @@ def started(program: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("when", ["starting", "ready"])
+@needs_proc
+@pytest.mark.parametrize(
+    "number, when", [(signal.SIGINT, "ready"), (signal.SIGTERM, "starting"), (signal.SIGTERM, "ready")]
+)
 def test_an_interrupted_job_exits_with_130(number: signal.Signals, when: str) -> None:
     """For SIGTERM `ray.init` brings a handler of its own, at its very start, which exits with 15."""
     with started(WAITING_JOB) as job:
         assert job.stdout is not None
-        while job.stdout.readline().strip() != when:
-            assert job.poll() is None
         if when == "starting":
-            time.sleep(2)  # Ray is imported, and its processes start
+            while not any("gcs_server" in command_of(pid) for pid in descendants(job.pid)):
+                assert job.poll() is None
+                time.sleep(0.05)
+        else:
+            assert job.stdout.readline() == "ready\n"
         job.send_signal(number)
         _, messages = job.communicate(timeout=60)
     assert job.returncode == 130
