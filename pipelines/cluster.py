@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,16 @@ def ray_cluster(
                     signal.signal(number, handler)
         if started:
             ray.shutdown()
+
+
+def actor_cluster(*, workers: int, threads: int, use_gpu: bool = False) -> AbstractContextManager[None]:
+    """`ray_cluster` for actors that run a network, fed by one reading task."""
+    return ray_cluster(
+        num_cpus_needed=workers * threads + 1,
+        num_gpus_needed=workers if use_gpu else 0,
+        why=f"{workers} actor(s) of {threads} thread(s) and 1 reader",
+        flags="--workers or --threads",
+    )
 
 
 def _start(num_cpus_needed: int) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines import storage
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import actor_cluster
 from pipelines.commits import Snapshot, newest_snapshot
 from pipelines.compare import CompareConfig, compare
 from pipelines.datasets.scenes import ScenesConfig
@@ -124,9 +124,7 @@ def demo(config: DemoConfig) -> DemoResult:
     output = storage.absolute(config.output)
     storage.check_writable(output)
     clock = StageClock()
-    why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
-    num_cpus = config.workers * config.threads + 1
-    with ray_cluster(num_cpus_needed=num_cpus, why=why, flags="--workers or --threads"):
+    with actor_cluster(workers=config.workers, threads=config.threads):
         trained, evaluated = _learn(config, output, clock)
         snapshot = _segment(config, output, trained["dupsampling"], clock)
     with clock.stage("compare"):

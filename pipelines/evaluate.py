@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard, load_model, read_card
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import actor_cluster
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
@@ -170,12 +170,8 @@ def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str,
 def _score(config: EvaluateConfig, model: tracking.ResolvedModel, dataset: PreparedDataset, name: str) -> "SplitScores":
     """The Ray part: every image of the split through the model."""
     num_images = dataset.splits[config.split].num_images
-    why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
-    gpus = config.workers if config.use_gpu else 0
-    num_cpus = config.workers * config.threads + 1
-    flags = "--workers or --threads"
-    with ray_cluster(num_cpus_needed=num_cpus, num_gpus_needed=gpus, why=why, flags=flags):
-        # Ray reads its environment at import, and `ray_cluster` has just set it.
+    with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
+        # Ray reads its environment at import, and `actor_cluster` has just set it.
         from pipelines.evaluation_scoring import ScoringConfig, score_split
 
         scoring = ScoringConfig(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipelines import commits, storage, tracking
 from pipelines.checkpoints import ModelBundle, load_model
-from pipelines.cluster import ray_cluster
+from pipelines.cluster import actor_cluster
 from pipelines.commits import Run, RunSettings, Snapshot
 from pipelines.manifests import code_commit, digest
 from pipelines.progress import progress
@@ -152,11 +152,7 @@ def segment(config: SegmentConfig) -> SegmentResult:
         experiment=config.experiment, name=name, job="segment", parameters=parameters, tags=tags
     ) as tracked:
         job = _Job(config=config, model=model, bundle=bundle)
-        why = f"{config.workers} actor(s) of {config.threads} thread(s) and 1 reader"
-        gpus = config.workers if config.use_gpu else 0
-        num_cpus = config.workers * config.threads + 1
-        flags = "--workers or --threads"
-        with ray_cluster(num_cpus_needed=num_cpus, num_gpus_needed=gpus, why=why, flags=flags):
+        with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
             run = _next_run(job, listing)
             if run is not None:
                 _execute(job, run)

@@ -7,25 +7,15 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from segcore.backbones import BACKBONES, Backbone, build_backbone, load_backbone_weights
 from segcore.cost import count_multiply_adds, count_parameters, module_multiply_adds
+from tests.segcore.batch_norm import randomise_statistics
 
 
 def on_meta(name: str, *, output_stride: int = 32, in_channels: int = 3) -> Backbone:
     with torch.device("meta"):
         return build_backbone(name, output_stride=output_stride, in_channels=in_channels)
-
-
-def randomise_statistics(backbone: Backbone) -> None:
-    """Normalisation away from its start, so that no tap out of place hides (timm starts residual branches at 0)."""
-    for module in backbone.modules():
-        if isinstance(module, _BatchNorm):
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
 
 
 def without_gates(backbone: Backbone) -> Backbone:

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore import class_maps
+from segcore.class_maps import ClassMap
 from segcore.inference import InferenceConfig, class_probabilities, count_windows, predict, working_size
 from segcore.models import SegmentationOutput
+from tests.segcore.test_class_maps import check
 
 MEAN = (0.4, 0.5, 0.6)
 STD = (0.2, 0.25, 0.3)
@@ -59,6 +61,24 @@ def _naive_probabilities(model: nn.Module, images_N3HW: Tensor) -> Tensor:
     with torch.inference_mode():
         probabilities: Tensor = model((images_N3HW / 255 - mean) / std).logits_NCHW.softmax(dim=1)
     return probabilities
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, NUM_CLASSES])
+def test_predictions_and_statistics_equal_the_long_way(num_classes: int) -> None:
+    model, images = PixelNetwork(num_classes).eval(), _images()
+    found = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig())
+    p_NCHW = _naive_probabilities(model, images).double()
+    for image, p_CHW in enumerate(p_NCHW):
+        of_image = ClassMap(
+            classes_HW=found.predictions_NHW[image],
+            class_pixels_C=found.class_pixels_NC[image],
+            mean_confidence=found.mean_confidence_N[image],
+            low_confidence=found.low_confidence_N[image],
+            mean_entropy=found.mean_entropy_N[image],
+            mean_margin=found.mean_margin_N[image],
+            class_confidence_C=found.class_confidence_NC[image],
+        )
+        check(of_image, p_CHW, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window_px, stride_fraction", [(8, 1.0), (10, 0.5), (30, 2 / 3), (64, 0.5), (1, 1.0)])
