@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from segcore import IGNORE_INDEX
 from segcore.label_blocks import BlockStatistics, pad_to_blocks
-from segcore.label_pca import one_hot_blocks, to_blocks
+from segcore.label_code import to_blocks
 
 NUM_GENERATED = 48
 MAX_DECODED = 96
@@ -161,8 +161,10 @@ def beside_incremental_pca(labels: LabelMaps, block_side: int) -> Comparison:
 
 def one_hot_rows(labels_HW: Map, block_side: int, num_classes: int) -> NDArray[np.float32]:
     """Blocks M x D in single precision, which IncrementalPCA computes in, at half the cost of double."""
-    blocks = one_hot_blocks(to_blocks(pad_to_blocks(labels_HW, block_side), block_side), num_classes)
-    rows_MD: NDArray[np.float32] = blocks.reshape(len(blocks), -1).astype(np.float32)
+    labels_MS = to_blocks(pad_to_blocks(labels_HW, block_side), block_side)
+    classes_C = np.arange(num_classes, dtype=np.uint8)
+    one_hot_MCS = labels_MS[:, None, :] == classes_C[:, None]
+    rows_MD: NDArray[np.float32] = one_hot_MCS.reshape(len(labels_MS), -1).astype(np.float32)
     return rows_MD
 
 

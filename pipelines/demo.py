@@ -46,7 +46,7 @@ from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
 from pipelines.segment import SegmentConfig, segment
 from pipelines.train import TrainConfig, TrainResult, train
-from segcore.models import DUpsamplingConfig
+from segcore.models import needed_label_pca
 
 logger = logging.getLogger(__name__)
 
@@ -170,14 +170,14 @@ def _learn(
     """From nothing to two evaluated networks."""
     data, label_pca = storage.join(output, "data"), storage.join(output, "label_pca")
     recipes = {name: _recipe(recipe, config) for name, recipe in RECIPES.items()}
-    model = recipes["dupsampling"].model
-    assert isinstance(model, DUpsamplingConfig)
+    size = needed_label_pca(recipes["dupsampling"].model)
+    assert size is not None
     with clock.stage("prepare scenes"):
         prepare(PrepareConfig(dataset=config.scenes, output=data))
     with clock.stage("fit_label_pca"):
         fit_label_pca(
             FitLabelPCAConfig(
-                data=data, output=label_pca, block_side=model.output_stride, num_components=model.num_components
+                data=data, output=label_pca, block_side=size.block_side, num_components=size.num_components
             )
         )
     trained: dict[str, TrainResult] = {}

@@ -77,12 +77,13 @@ class FitLabelPCAResult:
     @property
     def closing_line(self) -> str:
         """One line for the terminal."""
-        pca, recovery = self.folder.pca, self.folder.manifest["recovery"]
+        code, recovery = self.folder.code, self.folder.manifest["recovery"]
         split = VALIDATION_SPLIT if VALIDATION_SPLIT in recovery else next(iter(recovery))
         done = "already fitted by this command, nothing to do" if self.already_complete else "fitted"
+        entries = code.num_classes * code.block_side**2
         return (
-            f"{done}: {self.folder.uri} ({pca.num_components} of {len(pca.basis_DP)} components keep "
-            f"{100 * pca.captured_energy:.2f} % of the energy; labels of {split} come back with mIoU "
+            f"{done}: {self.folder.uri} ({code.num_components} of {entries} components keep "
+            f"{100 * code.captured_energy:.2f} % of the energy; labels of {split} come back with mIoU "
             f"{_shown(recovery[split]['basis']['mean_iou'])}, by bilinear enlargement with "
             f"{_shown(recovery[split]['bilinear']['mean_iou'])})"
         )

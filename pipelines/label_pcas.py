@@ -1,6 +1,7 @@
 """The label PCA on storage.
 
-    <uri>/basis.safetensors     basis_DP, eigenvalues_P, mean_D: float64, little endian
+    <uri>/basis.safetensors     float64, little endian. PCA: basis_DP, eigenvalues_P, mean_D; a learned code: weight and
+                                bias of each layer, encoder_0_weight_OI and so on, mean_code_P, mean_square_P
     <uri>/recovery.json         how well true labels survive the code, by split, method and class
     <uri>/components.png        the leading basis blocks in the classes' colours
     <uri>/manifest.json         written last: settings, digests of dataset, statistics and files, counts, short scores
@@ -11,14 +12,17 @@ The same labels and settings give the same bytes, for any number of workers, on 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from pipelines import manifests, storage
-from segcore.label_pca import LabelPCA
+from segcore.label_code import Dense, LabelCode, LearnedCode
+from segcore.label_pca import PCA, LabelPCA
 
 KIND = "label_pca"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BASIS_FILE = "basis.safetensors"
 
 
@@ -27,13 +31,13 @@ class LabelPCAFolder:
     """A loaded label PCA.
 
     Attributes:
-        pca: the basis.
+        code: the label PCA, or a learned code in its place.
         manifest: the rest of the folder.
         digest: SHA-256 of `manifest.json`, which holds those of the files.
         uri: where it was loaded from.
     """
 
-    pca: LabelPCA
+    code: LabelCode
     manifest: dict[str, Any]
     digest: str
     uri: str
@@ -61,16 +65,16 @@ class LabelPCAFolder:
             )
 
 
-def save_label_pca(uri: str, pca: LabelPCA, *, files: dict[str, bytes], content: dict[str, Any]) -> LabelPCAFolder:
+def save_label_pca(uri: str, code: LabelCode, *, files: dict[str, bytes], content: dict[str, Any]) -> LabelPCAFolder:
     """Write a label PCA folder, its manifest last.
 
     Args:
         uri: the folder; files of an unfinished run there are replaced.
-        pca: the basis.
+        code: the label PCA, or a learned code.
         files: further files by name.
         content: what the manifest says beside shapes, energies, digests and the code's commit; JSON values only.
     """
-    data = {BASIS_FILE: basis_bytes(pca), **files}
+    data = {BASIS_FILE: safetensors.numpy.save(_arrays(code)), **files}
     for name, value in data.items():
         storage.write_atomic(storage.join(uri, name), value)
     manifest = manifests.write_manifest(
@@ -79,18 +83,18 @@ def save_label_pca(uri: str, pca: LabelPCA, *, files: dict[str, bytes], content:
         content={
             **content,
             "format_version": FORMAT_VERSION,
-            "block_side": pca.block_side,
-            "num_classes": pca.num_classes,
-            "num_components": pca.num_components,
-            "centred": pca.centred,
-            "num_blocks": pca.num_blocks,
-            "total_energy": pca.total_energy,
-            "captured_energy": pca.captured_energy,
+            "solver": code.solver,
+            "block_side": code.block_side,
+            "num_classes": code.num_classes,
+            "num_components": code.num_components,
+            "num_blocks": code.num_blocks,
+            "captured_energy": code.captured_energy,
+            **({"centred": code.centred, "total_energy": code.total_energy} if isinstance(code, LabelPCA) else {}),
             "files": {name: {"sha256": storage.sha256(value), "num_bytes": len(value)} for name, value in data.items()},
             "code_commit": manifests.code_commit(),
         },
     )
-    return LabelPCAFolder(pca=pca, manifest=manifest, digest=manifests.digest(manifest), uri=uri)
+    return LabelPCAFolder(code=code, manifest=manifest, digest=manifests.digest(manifest), uri=uri)
 
 
 def load_label_pca(uri: str) -> LabelPCAFolder:
@@ -119,25 +123,54 @@ def load_label_pca(uri: str) -> LabelPCAFolder:
         arrays = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file ({error}); fit the label PCA again") from error
-    pca = LabelPCA(
-        basis_DP=arrays["basis_DP"],
-        eigenvalues_P=arrays["eigenvalues_P"],
-        mean_D=arrays["mean_D"],
-        centred=manifest["centred"],
+    return LabelPCAFolder(
+        code=_from_arrays(arrays, manifest), manifest=manifest, digest=manifests.digest(manifest), uri=uri
+    )
+
+
+def _arrays(code: LabelCode) -> dict[str, NDArray[np.float64]]:
+    """What is stored of a code. No metadata: safetensors writes it in an order that changes from run to run."""
+    if isinstance(code, LabelPCA):
+        arrays = {"basis_DP": code.basis_DP, "eigenvalues_P": code.eigenvalues_P, "mean_D": code.mean_D}
+    else:
+        arrays = {"mean_code_P": code.mean_code_P, "mean_square_P": code.mean_square_P}
+        for side, layers in (("encoder", code.encoder), ("decoder", code.decoder)):
+            for index, layer in enumerate(layers):
+                arrays |= {f"{side}_{index}_weight_OI": layer.weight_OI, f"{side}_{index}_bias_O": layer.bias_O}
+    return {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+
+
+def _from_arrays(arrays: dict[str, NDArray[np.float64]], manifest: dict[str, Any]) -> LabelCode:
+    """Inverse of `_arrays`."""
+    if manifest["solver"] == PCA:
+        return LabelPCA(
+            basis_DP=arrays["basis_DP"],
+            eigenvalues_P=arrays["eigenvalues_P"],
+            mean_D=arrays["mean_D"],
+            centred=manifest["centred"],
+            block_side=manifest["block_side"],
+            num_classes=manifest["num_classes"],
+            total_energy=manifest["total_energy"],
+            num_blocks=manifest["num_blocks"],
+        )
+
+    def layers(side: str) -> tuple[Dense, ...]:
+        count = sum(name.startswith(f"{side}_") and name.endswith("_bias_O") for name in arrays)
+        return tuple(
+            Dense(arrays[f"{side}_{index}_weight_OI"], arrays[f"{side}_{index}_bias_O"]) for index in range(count)
+        )
+
+    return LearnedCode(
+        solver=manifest["solver"],
+        encoder=layers("encoder"),
+        decoder=layers("decoder"),
+        mean_code_P=arrays["mean_code_P"],
+        mean_square_P=arrays["mean_square_P"],
+        captured_energy=manifest["captured_energy"],
         block_side=manifest["block_side"],
         num_classes=manifest["num_classes"],
-        total_energy=manifest["total_energy"],
         num_blocks=manifest["num_blocks"],
     )
-    return LabelPCAFolder(pca=pca, manifest=manifest, digest=manifests.digest(manifest), uri=uri)
-
-
-def basis_bytes(pca: LabelPCA) -> bytes:
-    """Safetensors bytes of the arrays. No metadata: safetensors writes it in an order that changes from run to run."""
-    data: bytes = safetensors.numpy.save(
-        {"basis_DP": pca.basis_DP, "eigenvalues_P": pca.eigenvalues_P, "mean_D": pca.mean_D}
-    )
-    return data
 
 
 def _shown(names: tuple[str, ...]) -> str:

@@ -1,6 +1,5 @@
 """Everything that a training reads, opened and checked before a cluster starts: most mistakes show here, in seconds."""
 
-import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.weights import resolve_weights
 from segcore.backbones import Backbone, load_backbone_weights
+from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
-from segcore.models import DUpsamplingConfig, build_model, needs_label_pca
+from segcore.models import build_model, needed_label_pca
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class TrainInputs:
     dataset: PreparedDataset
     train_split: str
     validation_split: str
-    label_pca: LabelPCA | None
+    label_pca: LabelCode | None
     label_pca_digest: str | None
     steps_per_epoch: int
     input_policy: InputPolicy
@@ -96,30 +96,26 @@ def open_inputs(
 
 def _open_label_pca(
     recipe: Recipe, uri: str | None, dataset: PreparedDataset, *, data: str
-) -> tuple[LabelPCA | None, str | None]:
+) -> tuple[LabelCode | None, str | None]:
     """Load the label PCA that the network needs; more components than it uses are cut off, which PCA allows."""
-    model = recipe.model
-    if not needs_label_pca(model):
+    size = needed_label_pca(recipe.model)
+    if size is None:
         if uri is not None:
             raise ValueError(f"this recipe's network has no use for --label-pca {uri}; leave it out")
         return None, None
-    assert isinstance(model, DUpsamplingConfig), "the only network that needs a label PCA"
     if uri is None:
         raise ValueError(
             "this recipe's decoder is initialised from the training labels and needs --label-pca; make one with "
-            f"jobs/fit_label_pca.py --data {data} --block-side {model.output_stride} "
-            f"--num-components {model.num_components} --output URI"
+            f"jobs/fit_label_pca.py --data {data} --block-side {size.block_side} "
+            f"--num-components {size.num_components} --output URI"
         )
     folder = load_label_pca(uri)
     folder.check_class_table(dataset.class_names, whose=f"the dataset {data}")
-    pca = folder.pca
-    components = model.num_components
-    if pca.basis_DP.shape[1] > components:
-        pca = dataclasses.replace(
-            pca, basis_DP=pca.basis_DP[:, :components], eigenvalues_P=pca.eigenvalues_P[:components]
-        )
-    build_model(model, dataset.num_classes, label_pca=pca)  # raises where block side, classes or components differ
-    return pca, folder.digest
+    code = folder.code
+    if isinstance(code, LabelPCA) and code.num_components > size.num_components:
+        code = code.leading(size.num_components)
+    build_model(recipe.model, dataset.num_classes, label_pca=code)  # raises where block side, classes, ... differ
+    return code, folder.digest
 
 
 def check_shards(dataset: PreparedDataset, splits: tuple[str, ...]) -> None:

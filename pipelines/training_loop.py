@@ -150,7 +150,7 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
     if timed_steps:
         metrics["train/images_per_second"] = timed_steps * recipe.batch_size / seconds
         metrics["train/data_wait_fraction"] = waited_seconds / seconds
-    temperature = getattr(worker.network, "temperature", None)
+    temperature = getattr(worker.network.head, "temperature", None)
     if temperature is not None:
         metrics["train/temperature"] = float(temperature)
     if worker.rank == 0:

@@ -4,13 +4,13 @@ Block v (length D, zeros at ignored pixels) has the code x = W^T v and is expand
 the leading eigenvectors of the blocks' second moments: of all linear codes of that length, the one with the smallest
 sum of |v - W x|^2 (Eckart and Young). Centred, v - mean takes the place of v, and the mean is added after expansion.
 
-Order of the D entries: class-major, (c*R + row)*R + column, which is the channel order of `torch.pixel_shuffle`.
+`segcore.label_code` says how the D entries are ordered, and codes and expands with it.
 
 Source: Tian et al., "Decoders matter for semantic segmentation", CVPR 2019, arXiv 1903.02120, section 3.1. The
 paper does not say how it treats ignored pixels; dropping blocks that hold one would drop every block at a void border.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,11 @@ import scipy.sparse.linalg
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from segcore.label_blocks import BlockStatistics, check_exact_size, pad_to_blocks
+from segcore.label_blocks import BlockStatistics
+from segcore.label_code import Dense
 
-__all__ = ["BlockStatistics", "LabelPCA", "check_exact_size", "project", "reconstruct", "solve"]
+PCA = "pca"
+"""Name of this solver."""
 
 SOLVE_THREADS = 1
 """Threads of the solve: another number changes the last bits of the basis, and two cores that others use are slower."""
@@ -30,13 +32,10 @@ LANCZOS_MIN_ENTRIES = 2048
 LANCZOS_MIN_ENTRIES_PER_COMPONENT = 40
 """Lanczos (ARPACK) beats a dense eigensolver where few eigenvectors of a large matrix are asked for (measured)."""
 
-BLOCKS_AT_ONCE = 512
-"""Blocks that `project` and `reconstruct` hold as dense vectors at one time."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LabelPCA:
-    """A basis for label blocks.
+    """A basis for label blocks; obeys `segcore.label_code.LabelCode`.
 
     Attributes:
         basis_DP: float64, orthonormal columns by falling eigenvalue: W.
@@ -77,6 +76,47 @@ class LabelPCA:
     def captured_energy(self) -> float:
         """Share of the total energy that the code keeps, 0 to 1."""
         return min(1.0, float(self.eigenvalues_P.sum()) / self.total_energy) if self.total_energy > 0 else 1.0
+
+    @property
+    def solver(self) -> str:
+        """Name of this kind of code."""
+        return PCA
+
+    @property
+    def encoder(self) -> tuple[Dense, ...]:
+        """x = W^T v, or W^T (v - mean) where centred."""
+        return (Dense(self.basis_DP.T, -self.mean_D @ self.basis_DP * self.centred),)
+
+    @property
+    def decoder(self) -> tuple[Dense, ...]:
+        """v^ = W x, or W x + mean where centred."""
+        return (Dense(self.basis_DP, self.mean_D * self.centred),)
+
+    @property
+    def mean_code_P(self) -> NDArray[np.float64]:
+        """Mean code of the blocks: zero where centred."""
+        mean_P: NDArray[np.float64] = self.mean_D @ self.basis_DP * (not self.centred)
+        return mean_P
+
+    @property
+    def mean_square_P(self) -> NDArray[np.float64]:
+        """Mean of the squared code of the blocks."""
+        return self.eigenvalues_P / max(self.num_blocks, 1)
+
+    def leading(self, num_components: int) -> "LabelPCA":
+        """The first components, which are the best basis of that length.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if not 1 <= num_components <= self.num_components:
+            raise ValueError(
+                f"{num_components} leading components were asked for and the label PCA has {self.num_components}; "
+                f"choose 1 to {self.num_components}, or fit one with more"
+            )
+        return replace(
+            self, basis_DP=self.basis_DP[:, :num_components], eigenvalues_P=self.eigenvalues_P[:num_components]
+        )
 
 
 def solve(statistics: BlockStatistics, *, num_components: int, centred: bool = False) -> LabelPCA:
@@ -130,53 +170,6 @@ def canonical_signs(basis_DP: NDArray[np.float64]) -> NDArray[np.float64]:
     first_P = np.argmax(rounded_DP, axis=0)  # the first of equals
     signs_P: NDArray[np.float64] = np.where(basis_DP[first_P, np.arange(basis_DP.shape[1])] < 0, -1.0, 1.0)
     return signs_P
-
-
-def project(pca: LabelPCA, labels_HW: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Code of each label block, P x h x w with h = ceil(H / R): x = W^T v, or W^T (v - mean) where centred."""
-    padded_HW = pad_to_blocks(labels_HW, pca.block_side)
-    height, width = padded_HW.shape[0] // pca.block_side, padded_HW.shape[1] // pca.block_side
-    labels_MS = to_blocks(padded_HW, pca.block_side)
-    codes_MP = np.empty((height * width, pca.num_components))
-    for start in range(0, len(codes_MP), BLOCKS_AT_ONCE):
-        chunk = slice(start, start + BLOCKS_AT_ONCE)
-        blocks_MD = one_hot_blocks(labels_MS[chunk], pca.num_classes).reshape(-1, len(pca.basis_DP))
-        codes_MP[chunk] = blocks_MD @ pca.basis_DP
-    if pca.centred:
-        codes_MP -= pca.mean_D @ pca.basis_DP
-    return np.ascontiguousarray(codes_MP.T).reshape(pca.num_components, height, width)
-
-
-def reconstruct(pca: LabelPCA, codes_Phw: NDArray[np.floating]) -> NDArray[Any]:
-    """Class scores C x (h*R) x (w*R) of codes, in the codes' own precision: W x, plus the mean where centred."""
-    components, height, width = codes_Phw.shape
-    basis_DP = pca.basis_DP.astype(codes_Phw.dtype, copy=False)
-    scores_DM = basis_DP @ codes_Phw.reshape(components, height * width)
-    if pca.centred:
-        scores_DM += pca.mean_D.astype(codes_Phw.dtype)[:, None]
-    side = pca.block_side
-    blocks = scores_DM.reshape(pca.num_classes, side, side, height, width)
-    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 2)).reshape(pca.num_classes, height * side, width * side)
-
-
-def to_blocks(map_HW: NDArray[Any], block_side: int) -> NDArray[Any]:
-    """Blocks of a map whose sides R divides, M x R*R, blocks and pixels in reading order."""
-    height, width = map_HW.shape[0] // block_side, map_HW.shape[1] // block_side
-    blocks = map_HW.reshape(height, block_side, width, block_side).transpose(0, 2, 1, 3)
-    return blocks.reshape(height * width, block_side**2)
-
-
-def from_blocks(blocks_MS: NDArray[Any], *, height: int, width: int, block_side: int) -> NDArray[Any]:
-    """The map of `height` x `width` pixels, both multiples of R, whose blocks these are."""
-    blocks = blocks_MS.reshape(height // block_side, width // block_side, block_side, block_side)
-    return blocks.transpose(0, 2, 1, 3).reshape(height, width)
-
-
-def one_hot_blocks(labels_MS: NDArray[np.uint8], num_classes: int) -> NDArray[np.float64]:
-    """One-hot vectors M x C x R*R, zeros at ignored pixels."""
-    classes_C = np.arange(num_classes, dtype=np.uint8)
-    one_hot_MCS: NDArray[np.float64] = (labels_MS[:, None, :] == classes_C[:, None]).astype(np.float64)
-    return one_hot_MCS
 
 
 def _leading_eigenvectors(

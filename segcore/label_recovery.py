@@ -12,6 +12,7 @@ A network with that decoder cannot score better on these labels than its code le
 this bound as mIoU* in table 1. Ignored pixels are zero vectors in a code and are not scored.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,14 @@ from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
 from segcore.label_blocks import pad_to_blocks
-from segcore.label_pca import LabelPCA, from_blocks, project, reconstruct, to_blocks
+from segcore.label_code import LabelCode, encode_blocks, from_blocks, project, reconstruct, to_blocks
+from segcore.label_pca import LabelPCA
 from segcore.metrics import confusion_matrix
 
 METHODS = ("basis", "bilinear", "nearest")
+
+CURVE_SCORES = 2**25
+"""Class scores that `RecoveryCurve` holds at one time."""
 
 
 class Recovery:
@@ -46,17 +51,17 @@ class Recovery:
         """The state that has seen nothing."""
         return cls(num_classes)
 
-    def update(self, pca: LabelPCA, labels_HW: NDArray[np.uint8]) -> None:
+    def update(self, code: LabelCode, labels_HW: NDArray[np.uint8]) -> None:
         """Code, expand and score one label map.
 
         Raises:
-            ValueError: a label is neither a class of the PCA nor ignored.
+            ValueError: a label is neither a class of the code nor ignored.
         """
         if labels_HW.size == 0:
             return
         height, width = labels_HW.shape
-        mixed_HW = mixed_pixels(labels_HW, pca.block_side)
-        for method, predictions_HW in predictions(pca, labels_HW).items():
+        mixed_HW = mixed_pixels(labels_HW, code.block_side)
+        for method, predictions_HW in predictions(code, labels_HW).items():
             cropped_HW = predictions_HW[:height, :width]
             confusion_CC = confusion_matrix(labels_HW, cropped_HW, num_classes=self.num_classes)
             self.confusion[method] += confusion_CC
@@ -71,15 +76,63 @@ class Recovery:
             self.mixed_confusion[method] += other.mixed_confusion[method]
 
 
-def predictions(pca: LabelPCA, labels_HW: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
+class RecoveryCurve:
+    """Additive state: what comes back of labels with the leading components of one label PCA, for several numbers.
+
+    Attributes:
+        num_components: rising numbers of components.
+        confusion: int64 C x C for each of them, over all valid pixels.
+    """
+
+    __slots__ = ("confusion", "num_components")
+
+    def __init__(self, num_classes: int, num_components: Sequence[int]) -> None:
+        self.num_components = tuple(sorted(set(num_components)))
+        self.confusion = {count: np.zeros((num_classes, num_classes), np.int64) for count in self.num_components}
+
+    @classmethod
+    def zero(cls, num_classes: int, num_components: Sequence[int]) -> "RecoveryCurve":
+        """The state that has seen nothing."""
+        return cls(num_classes, num_components)
+
+    def update(self, pca: LabelPCA, labels_HW: NDArray[np.uint8]) -> None:
+        """Code, expand and score one label map with each number of components; the codes are computed once.
+
+        Raises:
+            ValueError: a label is neither a class of the code nor ignored.
+        """
+        if labels_HW.size == 0:
+            return
+        labels_MS = to_blocks(pad_to_blocks(labels_HW, pca.block_side), pca.block_side)
+        codes_MP = encode_blocks(pca.encoder, labels_MS, pca.num_classes).astype(np.float32)
+        basis_DP, bias_D = (part.astype(np.float32) for part in pca.decoder[0])
+        blocks_at_once = max(1, CURVE_SCORES // len(basis_DP))
+        for start in range(0, len(labels_MS), blocks_at_once):
+            chunk = slice(start, start + blocks_at_once)
+            truth_SM = np.ascontiguousarray(labels_MS[chunk].T)
+            scores_DM = np.repeat(bias_D[:, None], truth_SM.shape[1], axis=1)
+            before = 0
+            for count in self.num_components:
+                scores_DM += basis_DP[:, before:count] @ codes_MP[chunk, before:count].T
+                before = count
+                predicted_SM = highest_class(scores_DM.reshape(pca.num_classes, *truth_SM.shape))
+                self.confusion[count] += confusion_matrix(truth_SM, predicted_SM, num_classes=pca.num_classes)
+
+    def merge(self, other: "RecoveryCurve") -> None:
+        """Add all that another state has seen."""
+        for count in self.num_components:
+            self.confusion[count] += other.confusion[count]
+
+
+def predictions(code: LabelCode, labels_HW: NDArray[np.uint8]) -> dict[str, NDArray[np.uint8]]:
     """The class map that each method gives back, at the size of the padded map."""
-    padded_HW = pad_to_blocks(labels_HW, pca.block_side)
-    shares_Chw = class_shares(padded_HW, block_side=pca.block_side, num_classes=pca.num_classes)
-    codes_Phw = project(pca, labels_HW).astype(np.float32)  # networks predict codes in single precision at best
+    padded_HW = pad_to_blocks(labels_HW, code.block_side)
+    shares_Chw = class_shares(padded_HW, block_side=code.block_side, num_classes=code.num_classes)
+    codes_Phw = project(code, labels_HW).astype(np.float32)  # networks predict codes in single precision at best
     return {
-        "basis": highest_class(reconstruct(pca, codes_Phw)),
-        "bilinear": _bilinear(shares_Chw, pca.block_side),
-        "nearest": _nearest(padded_HW, shares_Chw, pca.block_side),
+        "basis": highest_class(reconstruct(code, codes_Phw)),
+        "bilinear": _bilinear(shares_Chw, code.block_side),
+        "nearest": _nearest(padded_HW, shares_Chw, code.block_side),
     }
 
 

@@ -2,7 +2,7 @@
 
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
-from segcore.models import DeepLabV3PlusConfig, DUpsamplingConfig, ModelConfig
+from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig, ModelConfig
 from segcore.optim import OptimConfig
 
 
@@ -12,7 +12,11 @@ def dupsampling_resnet50() -> Recipe:
     The network of Tian et al. (arXiv 1903.02120), table 2, last row: 74.20 % mIoU on VOC 2012 val; the paper has no
     CamVid. Give --weights timm (ImageNet) and a label PCA with block side 16. For one GPU: minutes.
     """
-    return _on_gpu(DUpsamplingConfig(backbone="resnet50", output_stride=16, features=(2, 16), num_components=64))
+    return _on_gpu(
+        DUpsamplingConfig(
+            backbone="resnet50", output_stride=16, features=(2, 16), dupsample=DUpsampleConfig(num_components=64)
+        )
+    )
 
 
 def deeplab_v3plus_resnet50() -> Recipe:
@@ -30,7 +34,11 @@ def dupsampling_efficientnet_lite0() -> Recipe:
     val), without low-level features as there, on a backbone that two CPU cores can train. Give ImageNet weights and a
     label PCA with block side 32.
     """
-    return _on_cpu(DUpsamplingConfig(backbone="efficientnet_lite0", output_stride=32, features=(), num_components=128))
+    return _on_cpu(
+        DUpsamplingConfig(
+            backbone="efficientnet_lite0", output_stride=32, features=(), dupsample=DUpsampleConfig(num_components=128)
+        )
+    )
 
 
 def deeplab_v3plus_efficientnet_lite0() -> Recipe:
@@ -43,7 +51,7 @@ def bilinear_efficientnet_lite0() -> Recipe:
 
     The "bilinear" row of Tian et al., table 1; the baseline of `dupsampling_efficientnet_lite0`. Give ImageNet weights.
     """
-    return _on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32, low_level_channels=0))
+    return _on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32, low_level_features=()))
 
 
 def _on_gpu(model: ModelConfig) -> Recipe:

@@ -2,7 +2,7 @@
 
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
-from segcore.models import DeepLabV3PlusConfig, DUpsamplingConfig, ModelConfig
+from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig, ModelConfig
 from segcore.optim import OptimConfig
 
 
@@ -16,7 +16,7 @@ def dupsampling_mobilenetv3() -> Recipe:
             backbone="mobilenet_v3_small",
             output_stride=32,
             features=(),  # as the baseline: the two differ in the decoder alone
-            num_components=128,
+            dupsample=DUpsampleConfig(num_components=128),
             aspp_channels=128,
         )
     )
@@ -28,7 +28,7 @@ def deeplab_v3plus_mobilenetv3() -> Recipe:
     No paper: generated data. About two minutes on two cores.
     """
     return _demo(
-        DeepLabV3PlusConfig(backbone="mobilenet_v3_small", output_stride=32, aspp_channels=128, low_level_channels=0)
+        DeepLabV3PlusConfig(backbone="mobilenet_v3_small", output_stride=32, aspp_channels=128, low_level_features=())
     )
 
 

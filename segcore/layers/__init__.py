@@ -4,6 +4,7 @@ from segcore.layers.aspp import ASPP, atrous_rates
 from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
 from segcore.layers.folding import fold_batch_norm
+from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.resize import downsample, pad_to_multiple, resize, upsample
 
@@ -11,6 +12,7 @@ __all__ = [
     "ASPP",
     "ConvBnAct",
     "DUpsample",
+    "LabelEncoder",
     "SeparableConv",
     "atrous_rates",
     "downsample",

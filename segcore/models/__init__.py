@@ -1,14 +1,16 @@
 """Networks by name: `MODELS`, their configs, and how to build, save and restore one."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from segcore.label_pca import LabelPCA
+from segcore.label_code import LabelCode
+from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, SegmentationModel, SegmentationOutput
 from segcore.models.deeplab import DeepLabV3Plus, DeepLabV3PlusConfig
-from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig, blank_block_code, block_code
+from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 
 ModelConfig = DeepLabV3PlusConfig | DUpsamplingConfig
 
@@ -19,10 +21,12 @@ MODELS: dict[str, type[ModelConfig]] = {
 
 __all__ = [
     "MODELS",
+    "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",
     "DeepLabV3Plus",
     "DeepLabV3PlusConfig",
+    "LabelPCASize",
     "LossTerms",
     "ModelConfig",
     "SegmentationModel",
@@ -30,39 +34,53 @@ __all__ = [
     "build_model",
     "config_from_dict",
     "config_to_dict",
-    "needs_label_pca",
+    "needed_label_pca",
     "restore_model",
 ]
 
 
-def needs_label_pca(config: ModelConfig) -> bool:
-    """True where `build_model` asks for a label PCA."""
-    return isinstance(config, DUpsamplingConfig)
+class LabelPCASize(NamedTuple):
+    """The label PCA that a network needs: R, and the length of its code."""
+
+    block_side: int
+    num_components: int
 
 
-def build_model(config: ModelConfig, num_classes: int, *, label_pca: LabelPCA | None = None) -> nn.Module:
+def needed_label_pca(config: ModelConfig) -> LabelPCASize | None:
+    """What `build_model` asks for, or None where the network's last step is bilinear."""
+    if config.decoder == "bilinear":
+        return None
+    return LabelPCASize(config.enlargement, config.dupsample.num_components)
+
+
+def build_model(config: ModelConfig, num_classes: int, *, label_pca: LabelCode | None = None) -> nn.Module:
     """Build a network with random weights (nothing is downloaded); it obeys `SegmentationModel`.
 
     Args:
         config: one of the classes of `MODELS`.
         num_classes: C, 1 to 254.
-        label_pca: of the training labels, with block side = output stride; for networks that `needs_label_pca`.
+        label_pca: of the training labels, with the size that `needed_label_pca` says.
 
     Raises:
         ValueError: the label PCA is missing, unwanted, or does not fit the network; too many classes.
     """
     _check_num_classes(num_classes)
-    if isinstance(config, DUpsamplingConfig):
-        if label_pca is None:
+    size = needed_label_pca(config)
+    if size is None:
+        if label_pca is not None:
             raise ValueError(
-                "network 'dupsampling' needs a label PCA and got none; fit one on the training labels with block side "
-                f"{config.output_stride} and {config.num_components} components, and pass it "
-                "(to rebuild a trained network from its weights, use restore_model)"
+                f"network {network_name(config)!r} with decoder 'bilinear' has no use for a label PCA; leave it out, "
+                "or choose decoder 'dupsample'"
             )
-        return DUpsampling(config, num_classes, block_code(label_pca, config, num_classes))
-    if label_pca is not None:
-        raise ValueError("network 'deeplab_v3plus' has no use for a label PCA; leave it out")
-    return DeepLabV3Plus(config, num_classes)
+        return _build(config, num_classes, None)
+    if label_pca is None:
+        raise ValueError(
+            f"network {network_name(config)!r} needs a label PCA and got none; fit one on the training labels with "
+            f"block side {size.block_side} and {size.num_components} components, and pass it "
+            "(to rebuild a trained network from its weights, use restore_model)"
+        )
+    code = block_code(label_pca, config.dupsample, block_side=size.block_side, num_classes=num_classes)
+    return _build(config, num_classes, code)
 
 
 def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str, Tensor]) -> nn.Module:
@@ -75,11 +93,11 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
         ValueError: a tensor is missing, unknown, or has another shape.
     """
     _check_num_classes(num_classes)
-    model: nn.Module
-    if isinstance(config, DUpsamplingConfig):
-        model = DUpsampling(config, num_classes, blank_block_code(config, num_classes))
-    else:
-        model = DeepLabV3Plus(config, num_classes)
+    size = needed_label_pca(config)
+    code = None
+    if size is not None:
+        code = blank_block_code(config.dupsample, block_side=size.block_side, num_classes=num_classes)
+    model = _build(config, num_classes, code)
     try:
         model.load_state_dict(dict(state_dict))
     except RuntimeError as error:
@@ -90,15 +108,21 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
     return model.eval()
 
 
+def _build(config: ModelConfig, num_classes: int, code: BlockCode | None) -> nn.Module:
+    if isinstance(config, DUpsamplingConfig):
+        assert code is not None
+        return DUpsampling(config, num_classes, code)
+    return DeepLabV3Plus(config, num_classes, code)
+
+
 def network_name(config: ModelConfig) -> str:
     """Key of `MODELS` that `config` belongs to."""
     return next(name for name, config_type in MODELS.items() if type(config) is config_type)
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, object]:
-    """JSON-ready dict: `network` (key of `MODELS`) and every field."""
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    return {"network": network_name(config), **values}
+    """JSON-ready dict: `network` (key of `MODELS`) and every field; nested settings are dicts."""
+    return {"network": network_name(config), **_to_dict(config)}
 
 
 def config_from_dict(values: Mapping[str, object]) -> ModelConfig:
@@ -111,13 +135,26 @@ def config_from_dict(values: Mapping[str, object]) -> ModelConfig:
     network = rest.pop("network", None)
     if not isinstance(network, str) or network not in MODELS:
         raise ValueError(f"unknown network {network!r}; known: {', '.join(MODELS)}")
-    config_type = MODELS[network]
+    if isinstance(rest.get("dupsample"), Mapping):
+        rest["dupsample"] = _from_dict(DUpsampleConfig, rest["dupsample"], whose=f"dupsample of network {network!r}")
+    config: ModelConfig = _from_dict(MODELS[network], rest, whose=f"network {network!r}")
+    return config
+
+
+def _to_dict(config: Any) -> dict[str, object]:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {
+        name: list(value) if isinstance(value, tuple) else _to_dict(value) if is_dataclass(value) else value
+        for name, value in values.items()
+    }
+
+
+def _from_dict(config_type: Any, values: Any, *, whose: str) -> Any:
     known = [field.name for field in fields(config_type)]
-    unknown = sorted(set(rest) - set(known))
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"unknown field(s) {', '.join(unknown)} of network {network!r}; known: {', '.join(known)}")
-    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
-    return config_type(**arguments)  # type: ignore[arg-type]  # values come from JSON; __post_init__ checks them
+        raise ValueError(f"unknown field(s) {', '.join(unknown)} of {whose}; known: {', '.join(known)}")
+    return config_type(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def _check_num_classes(num_classes: int) -> None:

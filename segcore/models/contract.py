@@ -42,10 +42,12 @@ class SegmentationModel(Protocol):
     Attributes:
         num_classes: C, without the ignored value.
         backbone: the part that pre-trained weights fill; everything else is "decoder" to the optimiser.
+        head: the last step, of `segcore.models.heads`.
     """
 
     num_classes: int
     backbone: nn.Module
+    head: nn.Module
 
     def __call__(self, images_N3HW: Tensor) -> SegmentationOutput:
         """Score normalised images of any height and width; padding and cropping are the network's business."""

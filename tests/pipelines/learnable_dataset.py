@@ -33,7 +33,7 @@ def tiny_recipe(*, epochs: int = 4, batch_size: int = 8) -> Recipe:
             backbone="mobilenet_v3_small",
             output_stride=32,
             aspp_channels=16,
-            low_level_channels=0,
+            low_level_features=(),
             decoder_channels=16,
             batch_norm_momentum=0.5,
         ),

@@ -20,7 +20,7 @@ from pipelines.checkpoints import (
 from segcore.models import DeepLabV3PlusConfig, build_model
 
 CONFIG = DeepLabV3PlusConfig(
-    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_channels=0, decoder_channels=16
+    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_features=(), decoder_channels=16
 )
 
 

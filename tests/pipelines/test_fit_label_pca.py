@@ -17,7 +17,8 @@ from pipelines.label_pca_tasks import count_blocks, merge_tree, run_shares, scor
 from pipelines.label_pcas import load_label_pca
 from pipelines.manifests import MANIFEST
 from pipelines.shards import Part, PreparedDataset, open_dataset, read_part
-from segcore.label_pca import BlockStatistics, solve
+from segcore.label_blocks import BlockStatistics
+from segcore.label_pca import LabelPCA, solve
 from segcore.label_recovery import METHODS, Recovery
 from segcore.metrics import scores
 from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, write_learnable_dataset
@@ -65,9 +66,9 @@ def test_the_folder_holds_what_one_loop_over_the_labels_finds(data: str, tmp_pat
     expected = solve(counted_here(dataset, "train"), num_components=COMPONENTS, centred=True)
     folder = load_label_pca(str(tmp_path / "pca"))
     for name in ("basis_DP", "eigenvalues_P", "mean_D"):
-        np.testing.assert_array_equal(getattr(folder.pca, name), getattr(expected, name))
-    assert folder.pca.centred
-    assert (folder.pca.total_energy, folder.pca.num_blocks) == (expected.total_energy, expected.num_blocks)
+        np.testing.assert_array_equal(getattr(folder.code, name), getattr(expected, name))
+    assert isinstance(folder.code, LabelPCA) and folder.code.centred
+    assert (folder.code.total_energy, folder.code.num_blocks) == (expected.total_energy, expected.num_blocks)
     assert folder.digest == result.folder.digest
     assert folder.manifest["statistics_digest"] == counted_here(dataset, "train").digest()
     assert folder.manifest["settings"]["dataset_digest"] == dataset.digest
@@ -86,7 +87,7 @@ def test_recovery_is_measured_on_the_split_and_on_val(data: str, tmp_path: Path)
         recovery = Recovery.zero(dataset.num_classes)
         for part in dataset.split(split).parts:
             for label in read_part(dataset, part)["label"].to_pylist():
-                recovery.update(result.folder.pca, decode_labels(label).astype(np.uint8))
+                recovery.update(result.folder.code, decode_labels(label).astype(np.uint8))
         for method in METHODS:
             expected = scores(recovery.confusion[method])
             assert table[split][method]["mean_iou"] == pytest.approx(expected.mean_iou, abs=1e-12)

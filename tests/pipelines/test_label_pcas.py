@@ -1,6 +1,8 @@
 """Label PCA folders: written whole, read back bit for bit, refused when damaged or meant for something else."""
 
+import dataclasses
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 from pipelines import storage
 from pipelines.label_pca_picture import component_picture, components_png
-from pipelines.label_pcas import LabelPCAFolder, basis_bytes, load_label_pca, save_label_pca
+from pipelines.label_pcas import LabelPCAFolder, load_label_pca, save_label_pca
 from pipelines.manifests import MANIFEST
-from segcore.label_pca import BlockStatistics, LabelPCA, solve
+from segcore.label_blocks import BlockStatistics
+from segcore.label_code import Dense, LearnedCode, project
+from segcore.label_pca import LabelPCA, solve
 
 PALETTE = ((200, 0, 0), (0, 0, 200))
 
@@ -32,17 +36,50 @@ def test_a_folder_comes_back_bit_for_bit(pca: LabelPCA, tmp_path: Path) -> None:
     saved = save(tmp_path / "pca", pca)
     loaded = load_label_pca(str(tmp_path / "pca"))
     for name in ("basis_DP", "eigenvalues_P", "mean_D"):
-        assert getattr(loaded.pca, name).tobytes() == getattr(pca, name).tobytes()
+        assert getattr(loaded.code, name).tobytes() == getattr(pca, name).tobytes()
     for name in ("centred", "block_side", "num_classes", "total_energy", "num_blocks"):
-        assert getattr(loaded.pca, name) == getattr(pca, name)
+        assert getattr(loaded.code, name) == getattr(pca, name)
     assert loaded.digest == saved.digest == hashlib.sha256((tmp_path / "pca" / MANIFEST).read_bytes()).hexdigest()
     assert loaded.manifest == saved.manifest
     assert loaded.manifest["files"]["note.txt"]["num_bytes"] == 5
     assert loaded.class_names == ("sky", "road")
 
 
-def test_equal_arrays_give_equal_bytes(pca: LabelPCA) -> None:
-    assert basis_bytes(pca) == basis_bytes(pca)
+def test_a_learned_code_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def layers(*sizes: int) -> tuple[Dense, ...]:
+        return tuple(
+            Dense(rng.normal(size=(after, before)), rng.normal(size=after)) for before, after in pairwise(sizes)
+        )
+
+    code = LearnedCode(
+        solver="autoencoder",
+        encoder=layers(8, 5, 3),
+        decoder=layers(3, 5, 8),
+        mean_code_P=rng.normal(size=3),
+        mean_square_P=rng.normal(size=3) ** 2,
+        captured_energy=0.5,
+        block_side=2,
+        num_classes=2,
+        num_blocks=7,
+    )
+    save_label_pca(str(tmp_path / "code"), code, files={}, content={"class_names": ["sky", "road"]})
+    loaded = load_label_pca(str(tmp_path / "code")).code
+    assert isinstance(loaded, LearnedCode)
+    for field in dataclasses.fields(code):
+        found, expected = getattr(loaded, field.name), getattr(code, field.name)
+        assert type(found) is type(expected)
+        for one, other in (
+            zip(np.atleast_1d(found), np.atleast_1d(expected), strict=True) if not isinstance(found, tuple) else ()
+        ):
+            assert one == other
+    for found, expected in ((loaded.encoder, code.encoder), (loaded.decoder, code.decoder)):
+        assert [part.tobytes() for layer in found for part in layer] == [
+            part.tobytes() for layer in expected for part in layer
+        ]
+    labels_HW = rng.integers(0, 2, (4, 6)).astype(np.uint8)
+    np.testing.assert_array_equal(project(loaded, labels_HW), project(code, labels_HW))
 
 
 def test_damage_is_named(pca: LabelPCA, tmp_path: Path) -> None:
@@ -64,7 +101,7 @@ def test_another_format_is_refused(pca: LabelPCA, tmp_path: Path) -> None:
     save(tmp_path / "pca", pca)
     manifest = str(tmp_path / "pca" / MANIFEST)
     storage.write_atomic(manifest, storage.json_bytes(storage.read_json(manifest) | {"format_version": 99}))
-    with pytest.raises(ValueError, match="label PCA of format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="label PCA of format 99, this version reads 2"):
         load_label_pca(str(tmp_path / "pca"))
 
 

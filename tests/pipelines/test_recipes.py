@@ -126,6 +126,13 @@ def test_help_of_a_recipe_shows_its_defaults(capsys: pytest.CaptureFixture[str])
         parse("--help")
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--data", "--label-pca", "--tracking-uri", "--model.num-components", "--optim.power", "--augment.hue"):
+    for flag in (
+        "--data",
+        "--label-pca",
+        "--tracking-uri",
+        "--model.dupsample.num-components",
+        "--optim.power",
+        "--augment.hue",
+    ):
         assert flag in shown
     assert "(default: mobilenet_v3_small)" in " ".join(shown.replace("│", " ").split())

@@ -12,8 +12,9 @@ from pipelines.recipes import Recipe
 from pipelines.shards import open_dataset, read_part
 from pipelines.training_data import decoded
 from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
-from segcore.label_pca import BlockStatistics, solve
-from segcore.models import DUpsamplingConfig
+from segcore.label_blocks import BlockStatistics
+from segcore.label_pca import LabelPCA, solve
+from segcore.models import DUpsampleConfig, DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
 from tests.pipelines.tiny_inputs import CLASS_NAMES
 
@@ -28,7 +29,7 @@ def recipe_with(*, components: int, output_stride: int = 16) -> Recipe:
         backbone="mobilenet_v3_small",
         output_stride=output_stride,
         features=(),
-        num_components=components,
+        dupsample=DUpsampleConfig(num_components=components),
         aspp_channels=8,
     )
     return dataclasses.replace(tiny_recipe(), model=model)
@@ -62,7 +63,7 @@ def open_with(recipe: Recipe, data: str, label_pca: str | None) -> TrainInputs:
 def test_more_components_than_the_network_uses_are_cut_off(data: str, tmp_path: Path) -> None:
     whole = open_with(recipe_with(components=6), data, fit(data, tmp_path / "six"))
     cut = open_with(recipe_with(components=4), data, str(tmp_path / "six"))
-    assert whole.label_pca is not None and cut.label_pca is not None
+    assert isinstance(whole.label_pca, LabelPCA) and isinstance(cut.label_pca, LabelPCA)
     assert np.array_equal(cut.label_pca.basis_DP, whole.label_pca.basis_DP[:, :4])
     assert cut.label_pca_digest == whole.label_pca_digest
     assert initial_state(recipe_with(components=4), cut, weights="none")
@@ -74,7 +75,7 @@ def test_too_few_components_are_refused(data: str, tmp_path: Path) -> None:
 
 
 def test_another_block_side_is_refused(data: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"block side is 8, the network's output_stride asks for 16"):
+    with pytest.raises(ValueError, match=r"block side is 8, the network's output stride asks for 16"):
         open_with(recipe_with(components=6), data, fit(data, tmp_path, block_side=8))
 
 

@@ -8,8 +8,10 @@ import scipy.sparse.linalg
 import torch
 from numpy.typing import NDArray
 
-from segcore import IGNORE_INDEX, label_pca
-from segcore.label_pca import BlockStatistics, LabelPCA, canonical_signs, project, reconstruct, solve
+from segcore import IGNORE_INDEX, label_code, label_pca
+from segcore.label_blocks import BlockStatistics
+from segcore.label_code import project, reconstruct
+from segcore.label_pca import LabelPCA, canonical_signs, solve
 
 R, C = 4, 3
 D = C * R * R
@@ -144,7 +146,7 @@ def test_a_full_code_gives_the_one_hot_maps_back(centred: bool) -> None:
 def test_code_and_expansion_are_torchs_pixel_unshuffle_and_pixel_shuffle(
     centred: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_pca, "BLOCKS_AT_ONCE", 7)  # several chunks, the last one short
+    monkeypatch.setattr(label_code, "BLOCKS_AT_ONCE", 7)  # several chunks, the last one short
     maps = region_maps(6, seed=5)
     pca = solve(counted(maps), num_components=9, centred=centred)
     mean_D = pca.mean_D if centred else np.zeros(D)

@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
-from segcore.label_pca import BlockStatistics, LabelPCA, solve
+from segcore.label_blocks import BlockStatistics
+from segcore.label_pca import LabelPCA, solve
 from segcore.label_recovery import (
     METHODS,
     Recovery,

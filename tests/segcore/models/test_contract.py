@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,18 +15,22 @@ from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
     DeepLabV3PlusConfig,
+    DUpsampleConfig,
     DUpsamplingConfig,
     ModelConfig,
     SegmentationOutput,
     build_model,
     config_from_dict,
     config_to_dict,
-    needs_label_pca,
+    needed_label_pca,
     restore_model,
 )
 from segcore.models.contract import LossTerms
+from segcore.models.heads import MIN_ENLARGEMENT
 
 NUM_CLASSES = 5
+
+SIX = DUpsampleConfig(num_components=6)
 
 # Narrow: what is tested here does not depend on the widths.
 CASES: dict[str, ModelConfig] = {
@@ -36,17 +41,28 @@ CASES: dict[str, ModelConfig] = {
         backbone="resnet18", output_stride=8, aspp_channels=16, decoder_channels=8, separable=False
     ),
     "deeplab_v3plus, no decoder": DeepLabV3PlusConfig(
-        backbone="efficientnet_lite0", output_stride=32, aspp_channels=16, low_level_channels=0
+        backbone="efficientnet_lite0", output_stride=32, aspp_channels=16, low_level_features=()
     ),
     "dupsampling": DUpsamplingConfig(
-        backbone="mobilenet_v3_small", output_stride=16, features=(2, 16), num_components=6, aspp_channels=16
+        backbone="mobilenet_v3_small", output_stride=16, features=(2, 16), dupsample=SIX, aspp_channels=16
     ),
     "dupsampling, same padding": DUpsamplingConfig(
-        backbone="efficientnet_lite0", output_stride=32, features=(4,), num_components=6, aspp_channels=16
+        backbone="efficientnet_lite0", output_stride=32, features=(4,), dupsample=SIX, aspp_channels=16
     ),
     "dupsampling, trained basis": DUpsamplingConfig(
-        backbone="resnet18", output_stride=8, features=(), num_components=6, aspp_channels=16, freeze_basis=False
+        backbone="resnet18",
+        output_stride=8,
+        features=(),
+        dupsample=replace(SIX, freeze_basis=False, code_batch_norm=True, code_loss_weight=0.1),
+        aspp_channels=16,
     ),
+}
+
+# Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
+CASES |= {
+    f"{name}, dupsample": replace(config, decoder="dupsample", dupsample=SIX)
+    for name, config in CASES.items()
+    if not isinstance(config, DUpsamplingConfig) and config.enlargement >= MIN_ENLARGEMENT
 }
 
 Build = Callable[[ModelConfig], nn.Module]
@@ -56,11 +72,8 @@ Build = Callable[[ModelConfig], nn.Module]
 def build(make_label_pca: Callable[..., LabelPCA]) -> Build:
     def build_case(config: ModelConfig) -> nn.Module:
         torch.manual_seed(0)
-        label_pca = None
-        if isinstance(config, DUpsamplingConfig):
-            label_pca = make_label_pca(
-                block_side=config.output_stride, num_classes=NUM_CLASSES, num_components=config.num_components
-            )
+        size = needed_label_pca(config)
+        label_pca = None if size is None else make_label_pca(num_classes=NUM_CLASSES, **size._asdict())
         return build_model(config, NUM_CLASSES, label_pca=label_pca)
 
     return build_case
@@ -74,8 +87,12 @@ def batch(height: int = 65, width: int = 97) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_every_network_has_a_case_here() -> None:
+def test_every_network_has_a_case_here_with_each_decoder_that_it_can_have() -> None:
     assert {str(config_to_dict(config)["network"]) for config in CASES.values()} == set(MODELS)
+    cases = {(type(config), config.decoder) for config in CASES.values()}
+    for config_type in MODELS.values():
+        if config_type().decoder == "bilinear" and config_type().enlargement >= MIN_ENLARGEMENT:
+            assert (config_type, "dupsample") in cases
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,7 +105,7 @@ def test_scores_have_the_images_size_in_training_and_evaluation(name: str, build
             assert type(output) is SegmentationOutput
             assert output.logits_NCHW.shape == (2, NUM_CLASSES, *images.shape[2:])
             assert output.logits_NCHW.isfinite().all()
-            assert (output.low_resolution_NKhw is None) == (not needs_label_pca(CASES[name]))
+            assert (output.low_resolution_NKhw is None) == (needed_label_pca(CASES[name]) is None)
     with torch.no_grad():
         assert model.eval()(batch()[0][:1]).logits_NCHW.shape == (1, NUM_CLASSES, 65, 97)
 
@@ -100,19 +117,18 @@ def test_the_loss_reaches_every_trainable_parameter(name: str, build: Build) -> 
     images, labels = batch()
     terms = model.loss(model(images), labels)
     assert type(terms) is LossTerms
-    assert terms.total.shape == () and set(terms.terms) == {"cross_entropy"}
+    with_code = CASES[name].dupsample.code_loss_weight > 0
+    assert terms.total.shape == () and set(terms.terms) == {"cross_entropy", *(["code"] if with_code else [])}
     terms.total.backward()
     trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
     frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
-    assert frozen == ({"dupsample.weight", "dupsample.bias"} if name in ("dupsampling", CASE_SAME_PADDING) else set())
+    is_frozen = CASES[name].decoder == "dupsample" and CASES[name].dupsample.freeze_basis
+    assert frozen == ({"head.dupsample.weight", "head.dupsample.bias"} if is_frozen else set())
     without = [key for key, value in trainable.items() if value.grad is None or not value.grad.isfinite().all()]
     assert without == []
     # Under batch normalisation a few gradients are exactly 0 (a residual branch that timm starts at 0).
     moved = sum(bool(value.grad.any()) for value in trainable.values() if value.grad is not None)
     assert moved > 0.5 * len(trainable)
-
-
-CASE_SAME_PADDING = "dupsampling, same padding"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -124,7 +140,10 @@ def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) ->
         valid = labels != IGNORE_INDEX
         log_probability = output.logits_NCHW.log_softmax(dim=1).movedim(1, 3)[valid]
         expected = -log_probability.gather(1, labels[valid].long()[:, None]).mean()
-        torch.testing.assert_close(model.loss(output, labels).total, expected)
+        terms = model.loss(output, labels)
+        torch.testing.assert_close(terms.terms["cross_entropy"], expected)
+        code_loss = terms.terms.get("code", torch.zeros(()))
+        torch.testing.assert_close(terms.total, expected + CASES[name].dupsample.code_loss_weight * code_loss)
         nothing = model.loss(output, torch.full_like(labels, IGNORE_INDEX))
     assert float(nothing.total) == 0
 
@@ -164,11 +183,11 @@ def test_state_dicts_of_another_network_are_refused() -> None:
     config = CASES["deeplab_v3plus"]
     state = build_model(config, NUM_CLASSES).state_dict()
     with pytest.raises(
-        ValueError, match=r"(?s)do not fit the network 'deeplab_v3plus' with 6 classes.*classifier.weight"
+        ValueError, match=r"(?s)do not fit the network 'deeplab_v3plus' with 6 classes.*head.classifier.weight"
     ):
         restore_model(config, 6, state)
-    state.pop("classifier.bias")
-    with pytest.raises(ValueError, match=r"(?s)with 5 classes.*Missing key.*classifier.bias"):
+    state.pop("head.classifier.bias")
+    with pytest.raises(ValueError, match=r"(?s)with 5 classes.*Missing key.*head.classifier.bias"):
         restore_model(config, NUM_CLASSES, state)
 
 
@@ -202,7 +221,7 @@ def test_configs_refuse_what_cannot_be_built(
 def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., LabelPCA]) -> None:
     with pytest.raises(ValueError, match="needs a label PCA and got none; .*block side 16 and 6 components"):
         build_model(CASES["dupsampling"], NUM_CLASSES)
-    with pytest.raises(ValueError, match="'deeplab_v3plus' has no use for a label PCA"):
+    with pytest.raises(ValueError, match="'deeplab_v3plus' with decoder 'bilinear' has no use for a label PCA"):
         label_pca = make_label_pca(block_side=16, num_classes=NUM_CLASSES, num_components=6)
         build_model(CASES["deeplab_v3plus"], NUM_CLASSES, label_pca=label_pca)
     with pytest.raises(ValueError, match="num_classes is 255; expected 1 to 254"):

@@ -22,12 +22,12 @@ def on_meta(config: DeepLabV3PlusConfig, num_classes: int = 21) -> nn.Module:
         (DeepLabV3PlusConfig(backbone="resnet101", separable=False), 21, 59_344_309),
         (DeepLabV3PlusConfig(backbone="resnet101"), 21, 45_688_261),
         (DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False), 21, 59_468_085),
-        (DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False, low_level_channels=0), 21, 58_164_437),
+        (DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False, low_level_features=()), 21, 58_164_437),
         (DeepLabV3PlusConfig(backbone="resnet101_deep"), 19, 45_811_523),
         (DeepLabV3PlusConfig(backbone="xception65", separable=False), 21, 54_711_461),
         (DeepLabV3PlusConfig(backbone="xception65"), 21, 41_055_413),
         (DeepLabV3PlusConfig(backbone="xception65"), 19, 41_054_899),
-        (DeepLabV3PlusConfig(backbone="xception65", low_level_channels=0), 21, 40_892_485),
+        (DeepLabV3PlusConfig(backbone="xception65", low_level_features=()), 21, 40_892_485),
     ],
 )
 def test_number_of_parameters(config: DeepLabV3PlusConfig, num_classes: int, expected: int) -> None:
@@ -43,7 +43,7 @@ def test_number_of_parameters(config: DeepLabV3PlusConfig, num_classes: int, exp
         (DeepLabV3PlusConfig(backbone="resnet101", output_stride=8, separable=False), 21, (513, 513), 267.924),
         (DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False), 21, (513, 513), 99.958),
         (
-            DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False, low_level_channels=0),
+            DeepLabV3PlusConfig(backbone="resnet101_deep", separable=False, low_level_features=()),
             21,
             (513, 513),
             78.199,
@@ -51,7 +51,7 @@ def test_number_of_parameters(config: DeepLabV3PlusConfig, num_classes: int, exp
         (DeepLabV3PlusConfig(backbone="resnet101_deep"), 19, (769, 769), 149.051),
         (DeepLabV3PlusConfig(backbone="xception65", separable=False), 21, (513, 513), 86.679),
         (DeepLabV3PlusConfig(backbone="xception65", output_stride=8), 21, (513, 513), 176.852),
-        (DeepLabV3PlusConfig(backbone="xception65", low_level_channels=0), 21, (513, 513), 51.278),
+        (DeepLabV3PlusConfig(backbone="xception65", low_level_features=()), 21, (513, 513), 51.278),
     ],
 )
 def test_multiply_adds_counted_for_the_specification(
@@ -86,7 +86,7 @@ def test_output_strides_share_their_weights_and_double_the_rates() -> None:
 def test_the_classifier_starts_small() -> None:
     torch.manual_seed(0)
     model = build_model(DeepLabV3PlusConfig(backbone="mobilenet_v3_small", aspp_channels=8, decoder_channels=2048), 21)
-    classifier = model.get_submodule("classifier")
+    classifier = model.get_submodule("head.classifier")
     assert isinstance(classifier, nn.Conv2d) and classifier.bias is not None
     assert float(classifier.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert not classifier.bias.any()
@@ -98,15 +98,16 @@ def test_batch_normalisation_momentum_reaches_backbone_and_decoder() -> None:
     assert {layer.momentum for layer in layers} == {0.0003}
 
 
-@pytest.mark.parametrize("low_level_channels", [0, 8])
-def test_scores_lie_where_they_lie_for_the_padded_image(low_level_channels: int) -> None:
+@pytest.mark.parametrize("low_level_features", [(), (4,)])
+def test_scores_lie_where_they_lie_for_the_padded_image(low_level_features: tuple[int, ...]) -> None:
     """The padding is the mean colour, zero, which is what convolutions see beyond the image anyway."""
     config = DeepLabV3PlusConfig(
         backbone="resnet18",
         output_stride=32,
         aspp_channels=8,
         decoder_channels=8,
-        low_level_channels=low_level_channels,
+        low_level_features=low_level_features,
+        low_level_channels=8,
     )
     torch.manual_seed(0)
     model = build_model(config, 3).eval()
@@ -139,7 +140,7 @@ def test_same_padding_backbones_keep_one_sampling_grid() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="low_level_channels is -1; give 0 for no low-level branch"):
-        DeepLabV3PlusConfig(low_level_channels=-1)
+    with pytest.raises(ValueError, match=r"low_level_features are \(32,\); expected different strides out of"):
+        DeepLabV3PlusConfig(low_level_features=(32,))
     with pytest.raises(ValueError, match="decoder_channels is 0"):
         DeepLabV3PlusConfig(decoder_channels=0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,25 +13,43 @@ from torch import Tensor, nn
 
 from segcore import IGNORE_INDEX
 from segcore.cost import count_multiply_adds, count_parameters, module_multiply_adds
-from segcore.label_pca import LabelPCA, project, reconstruct
+from segcore.label_code import project, reconstruct
+from segcore.label_pca import LabelPCA
 from segcore.losses import cross_entropy
-from segcore.models import DUpsampling, DUpsamplingConfig, build_model
-from segcore.models.dupsampling import CODE_SCALES, CodeScale, blank_block_code, block_code
+from segcore.models import DUpsampleConfig, DUpsampling, DUpsamplingConfig, build_model
+from segcore.models.block_codes import CODE_SCALES, BlockCode, CodeScale, blank_block_code, block_code
 from segcore.optim import OptimConfig, build_optimiser
 
 CLASSES = 4
 SMALL = DUpsamplingConfig(
-    backbone="mobilenet_v3_small", output_stride=16, features=(4,), num_components=6, aspp_channels=16
+    backbone="mobilenet_v3_small",
+    output_stride=16,
+    features=(4,),
+    dupsample=DUpsampleConfig(num_components=6),
+    aspp_channels=16,
 )
-R50 = DUpsamplingConfig(backbone="resnet50_deep", output_stride=16, features=(2, 16), num_components=64)
-X65 = DUpsamplingConfig(backbone="xception65", output_stride=16, features=(16,), num_components=128)
+R50 = DUpsamplingConfig(
+    backbone="resnet50_deep", output_stride=16, features=(2, 16), dupsample=DUpsampleConfig(num_components=64)
+)
+X65 = DUpsamplingConfig(
+    backbone="xception65", output_stride=16, features=(16,), dupsample=DUpsampleConfig(num_components=128)
+)
 
 MakeLabelPCA = Callable[..., LabelPCA]
 
 
 def on_meta(config: DUpsamplingConfig, num_classes: int = 21) -> DUpsampling:
     with torch.device("meta"):
-        return DUpsampling(config, num_classes, blank_block_code(config, num_classes))
+        code = blank_block_code(config.dupsample, block_side=config.output_stride, num_classes=num_classes)
+        return DUpsampling(config, num_classes, code)
+
+
+def with_head(config: DUpsamplingConfig, **changes: Any) -> DUpsamplingConfig:
+    return replace(config, dupsample=replace(config.dupsample, **changes))
+
+
+def code_of(label_pca: LabelPCA, config: DUpsampleConfig) -> BlockCode:
+    return block_code(label_pca, config, block_side=16, num_classes=CLASSES)
 
 
 def small(make_label_pca: MakeLabelPCA, config: DUpsamplingConfig = SMALL, *, centred: bool = False) -> DUpsampling:
@@ -51,13 +70,15 @@ def pca(make_label_pca: MakeLabelPCA, *, centred: bool = False) -> LabelPCA:
 def test_whole_networks_have_the_specified_size(
     config: DUpsamplingConfig, parameters: int, giga_multiply_adds: float
 ) -> None:
-    """The specification normalises the code, by two parameters per component; ours has a bias, one per component."""
+    """The specification normalises the code, by two parameters per component; our default is a bias, one of each."""
+    normalised = on_meta(with_head(config, code_batch_norm=True, temperature="off"))
+    assert count_parameters(normalised).total == parameters
     model = on_meta(config)
     count = count_parameters(model)
-    assert count.total == parameters - config.num_components + 1  # the temperature
-    assert count.frozen == 21 * 16 * 16 * (config.num_components + 1)  # basis and bias
-    # The specification's count includes adding the bias, half a multiply-add each: 3 M.
-    assert count_multiply_adds(model, 513, 513) / 1e9 == pytest.approx(giga_multiply_adds, abs=0.008)
+    assert count.total == parameters - config.dupsample.num_components + 1  # the temperature
+    assert count.frozen == 21 * 16 * 16 * (config.dupsample.num_components + 1)  # basis and bias
+    for network in (normalised, model):
+        assert round(count_multiply_adds(network, 513, 513) / 1e9, 2) == giga_multiply_adds
 
 
 # Tables 2 and 3 of the paper: decoder only, 2 x multiply-adds, in billions, at 513 x 513.
@@ -103,7 +124,7 @@ def test_scores_are_the_bases_expansion_of_the_code_whatever_its_unit(
     make_label_pca: MakeLabelPCA, code_scale: CodeScale, centred: bool
 ) -> None:
     label_pca = pca(make_label_pca, centred=centred)
-    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred).eval()
+    model = small(make_label_pca, with_head(SMALL, code_scale=code_scale), centred=centred).eval()
     with torch.no_grad():
         output = model(torch.randn(2, 3, 40, 72))
     code = output.low_resolution_NKhw
@@ -123,14 +144,14 @@ def test_codes_of_labels_expand_to_what_the_label_pca_reconstructs(
 ) -> None:
     """Ties the layer's order of rows and columns to `segcore.label_pca`, on a map that is not square."""
     label_pca = pca(make_label_pca, centred=centred)
-    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred)
+    model = small(make_label_pca, with_head(SMALL, code_scale=code_scale), centred=centred)
     labels = np.zeros((48, 80), np.uint8)
     labels[10:, 30:] = 1
     labels[20:40, 50:] = 2
     labels[:5] = IGNORE_INDEX
     code = project(label_pca, labels)
     with torch.no_grad():
-        scores = model.dupsample(torch.from_numpy(code).float() / model.scale_P[:, None, None])
+        scores = model.head.dupsample(torch.from_numpy(code).float() / model.head.scale_P[:, None, None])
     np.testing.assert_allclose(scores.numpy(), reconstruct(label_pca, code), atol=1e-4)
 
 
@@ -138,7 +159,7 @@ def test_codes_of_labels_expand_to_what_the_label_pca_reconstructs(
 @pytest.mark.parametrize("code_scale", CODE_SCALES)
 def test_the_code_starts_at_the_labels_mean(make_label_pca: MakeLabelPCA, code_scale: CodeScale, centred: bool) -> None:
     label_pca = pca(make_label_pca, centred=centred)
-    model = small(make_label_pca, replace(SMALL, code_scale=code_scale), centred=centred).train()
+    model = small(make_label_pca, with_head(SMALL, code_scale=code_scale), centred=centred).train()
     with torch.no_grad():
         code = model(torch.randn(8, 3, 64, 64)).low_resolution_NKhw
     assert code is not None
@@ -159,7 +180,7 @@ def test_the_first_loss_is_no_worse_than_guessing(make_label_pca: MakeLabelPCA) 
 
 def test_whitened_codes_have_unit_second_moment(make_label_pca: MakeLabelPCA) -> None:
     label_pca = pca(make_label_pca)
-    units = {scale: block_code(label_pca, replace(SMALL, code_scale=scale), CLASSES).scale_P for scale in CODE_SCALES}
+    units = {scale: code_of(label_pca, replace(SMALL.dupsample, code_scale=scale)).scale_P for scale in CODE_SCALES}
     assert torch.equal(units["none"], torch.ones(6, dtype=torch.float64))
     assert torch.equal(units["block"], torch.full((6,), 16.0, dtype=torch.float64))
     second = torch.from_numpy(label_pca.eigenvalues_P) / label_pca.num_blocks
@@ -170,7 +191,7 @@ def test_components_that_the_labels_never_use_stay_in_the_span(make_label_pca: M
     label_pca = pca(make_label_pca)
     eigenvalues = label_pca.eigenvalues_P.copy()
     eigenvalues[-1] = -1e-12
-    code = block_code(replace(label_pca, eigenvalues_P=eigenvalues), SMALL, CLASSES)
+    code = code_of(replace(label_pca, eigenvalues_P=eigenvalues), replace(SMALL.dupsample, code_scale="whiten"))
     assert (code.scale_P > 0).all() and code.mean_P.isfinite().all()
 
 
@@ -183,26 +204,26 @@ def test_training_moves_the_temperature_and_leaves_the_basis_alone(make_label_pc
     for _ in range(3):
         optimiser.zero_grad()
         model.loss(model(images), labels).total.backward()
-        assert model.log_temperature.grad is not None and model.log_temperature.grad != 0
+        assert model.head.log_temperature.grad is not None and model.head.log_temperature.grad != 0
         optimiser.step()
-    assert torch.equal(model.dupsample.weight, before["dupsample.weight"])
-    assert torch.equal(model.dupsample.bias, before["dupsample.bias"])
-    assert float(model.temperature) != pytest.approx(0.1, rel=1e-6)
-    assert float(model.temperature) > 0
+    assert torch.equal(model.head.dupsample.weight, before["head.dupsample.weight"])
+    assert torch.equal(model.head.dupsample.bias, before["head.dupsample.bias"])
+    assert float(model.head.temperature) != pytest.approx(0.1, rel=1e-6)
+    assert float(model.head.temperature) > 0
 
 
 def test_the_temperature_stays_positive_and_can_be_fixed(make_label_pca: MakeLabelPCA) -> None:
-    model = small(make_label_pca, replace(SMALL, temperature_init=0.25, train_temperature=False))
-    assert float(model.temperature) == pytest.approx(0.25)
-    assert not model.log_temperature.requires_grad
+    model = small(make_label_pca, with_head(SMALL, temperature_init=0.25, temperature="fixed"))
+    assert float(model.head.temperature) == pytest.approx(0.25)
+    assert not model.head.log_temperature.requires_grad
     with torch.no_grad():
-        model.log_temperature.fill_(-100)
-    assert float(model.temperature) == pytest.approx(1e-3)
+        model.head.log_temperature.fill_(-100)
+    assert float(model.head.temperature) == pytest.approx(1e-3)
 
 
 def test_a_trained_basis_is_the_optimisers(make_label_pca: MakeLabelPCA) -> None:
-    model = small(make_label_pca, replace(SMALL, freeze_basis=False))
-    assert model.dupsample.weight.requires_grad and count_parameters(model).frozen == 0
+    model = small(make_label_pca, with_head(SMALL, freeze_basis=False))
+    assert model.head.dupsample.weight.requires_grad and count_parameters(model).frozen == 0
 
 
 @pytest.mark.parametrize(("classes", "floor"), [(21, 2.123), (19, 2.031), (60, 3.123)])
@@ -220,14 +241,14 @@ def test_the_temperature_changes_probabilities_and_no_prediction(make_label_pca:
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         sharp = model(images).logits_NCHW
-        temperature = float(model.temperature)
-        model.log_temperature.fill_(0)
+        temperature = float(model.head.temperature)
+        model.head.log_temperature.fill_(0)
         soft = model(images).logits_NCHW
         folded = F.pixel_shuffle(
             F.conv2d(
-                model(images).low_resolution_NKhw / model.scale_P[:, None, None],
-                model.dupsample.weight / temperature,
-                model.dupsample.bias / temperature,
+                model(images).low_resolution_NKhw / model.head.scale_P[:, None, None],
+                model.head.dupsample.weight / temperature,
+                model.head.dupsample.bias / temperature,
             ),
             16,
         )
@@ -258,7 +279,7 @@ def test_label_pcas_that_do_not_fit_are_refused(make_label_pca: MakeLabelPCA) ->
     for label_pca, message in (
         (
             make_label_pca(block_side=8, num_classes=4, num_components=6),
-            "block side is 8, .* output_stride asks for 16",
+            "block side is 8, .* output stride asks for 16",
         ),
         (make_label_pca(block_side=16, num_classes=3, num_components=6), "number of classes is 3, .* asks for 4"),
         (make_label_pca(block_side=16, num_classes=4, num_components=5), "number of components is 5, .* asks for 6"),
@@ -272,11 +293,24 @@ def test_label_pcas_that_do_not_fit_are_refused(make_label_pca: MakeLabelPCA) ->
     [
         ({"features": (4, 4)}, r"features are \(4, 4\); expected different strides out of"),
         ({"features": (32,)}, "expected different strides"),
-        ({"num_components": 0}, "num_components is 0"),
-        ({"code_scale": "half"}, "unknown code_scale 'half'; known: none, block, whiten"),
-        ({"temperature_init": 0.001}, "temperature_init is 0.001; it must be above"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DUpsamplingConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_components": 0}, "num_components is 0"),
+        ({"code_scale": "half"}, "unknown code_scale 'half'; known: none, block, whiten"),
+        ({"temperature": "warm"}, "unknown temperature 'warm'; known: learned, fixed, off"),
+        ({"temperature_init": 0.001}, "temperature_init is 0.001; it must be above"),
+        ({"cross_entropy_weight": 0.0}, r"are \(0.0, 0.0\); give one or both"),
+        ({"cross_entropy_weight": 0.0, "code_loss_weight": 1.0}, "nothing else trains the temperature or the basis"),
+    ],
+)
+def test_settings_of_the_head_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DUpsampleConfig(**changes)
