@@ -47,11 +47,7 @@ def check_exact_size(*, block_side: int, num_classes: int) -> None:
     Raises:
         ValueError: impossible block side or class count, or D above `MAX_ENTRIES`; the message says the memory needed.
     """
-    if block_side < 1 or not 1 <= num_classes <= MAX_CLASSES:
-        raise ValueError(
-            f"found block side {block_side} and {num_classes} classes; expected a block side of at least 1 and 1 to "
-            f"{MAX_CLASSES} classes (labels are bytes, and {IGNORE_INDEX} means ignored)"
-        )
+    check_block_shape(block_side=block_side, num_classes=num_classes)
     entries = num_classes * block_side**2
     if entries > MAX_ENTRIES:
         raise ValueError(
@@ -59,6 +55,39 @@ def check_exact_size(*, block_side: int, num_classes: int) -> None:
             f"statistics of them need {solve_bytes(entries) / 1e9:,.0f} GB, and are made for at most {MAX_ENTRIES:,} "
             f"entries ({solve_bytes(MAX_ENTRIES) / 1e9:,.0f} GB); choose a smaller block side, and a network of that "
             "output stride"
+        )
+
+
+def check_block_shape(*, block_side: int, num_classes: int) -> None:
+    """Refuse blocks that no label map can have.
+
+    Raises:
+        ValueError: impossible block side or class count.
+    """
+    if block_side < 1 or not 1 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"found block side {block_side} and {num_classes} classes; expected a block side of at least 1 and 1 to "
+            f"{MAX_CLASSES} classes (labels are bytes, and {IGNORE_INDEX} means ignored)"
+        )
+
+
+def check_labels(labels_HW: NDArray[np.uint8], num_classes: int) -> None:
+    """Refuse what is not a label map of these classes.
+
+    Raises:
+        ValueError: not a uint8 map, or a value is neither a class nor ignored.
+    """
+    if labels_HW.dtype != np.uint8 or labels_HW.ndim != 2:
+        raise ValueError(
+            f"found labels of type {labels_HW.dtype} and shape {labels_HW.shape}; expected uint8 class indices of "
+            "shape (height, width), as `prepare` writes them"
+        )
+    # In bytes 255 + 1 is 0, so that one maximum finds a value that is neither class nor ignored.
+    if labels_HW.size and int((labels_HW + np.uint8(1)).max()) > num_classes:
+        wrong = labels_HW[(labels_HW >= num_classes) & (labels_HW != IGNORE_INDEX)][0]
+        raise ValueError(
+            f"label value {wrong} is outside 0..{num_classes - 1} and is not ignore_index={IGNORE_INDEX}; "
+            "check that labels and class table belong together"
         )
 
 
@@ -113,18 +142,7 @@ class BlockStatistics:
         Raises:
             ValueError: not a uint8 map, or a value is neither a class nor ignored; nothing has been added then.
         """
-        if labels_HW.dtype != np.uint8 or labels_HW.ndim != 2:
-            raise ValueError(
-                f"found labels of type {labels_HW.dtype} and shape {labels_HW.shape}; expected uint8 class indices of "
-                "shape (height, width), as `prepare` writes them"
-            )
-        # In bytes 255 + 1 is 0, so that one maximum finds a value that is neither class nor ignored.
-        if labels_HW.size and int((labels_HW + np.uint8(1)).max()) > self.num_classes:
-            wrong = labels_HW[(labels_HW >= self.num_classes) & (labels_HW != IGNORE_INDEX)][0]
-            raise ValueError(
-                f"label value {wrong} is outside 0..{self.num_classes - 1} and is not ignore_index={IGNORE_INDEX}; "
-                "check that labels and class table belong together"
-            )
+        check_labels(labels_HW, self.num_classes)
         padded_HW = pad_to_blocks(labels_HW, self.block_side)
         if padded_HW.size == 0:
             return

@@ -146,7 +146,7 @@ def solve(statistics: BlockStatistics, *, num_components: int, centred: bool = F
     if centred:
         moments_DD -= np.outer(counts_D, counts_D) / statistics.num_blocks
     with threadpool_limits(limits=SOLVE_THREADS):
-        eigenvalues_P, basis_DP = _leading_eigenvectors(moments_DD, num_components)
+        eigenvalues_P, basis_DP = leading_eigenvectors(moments_DD, num_components)
     return LabelPCA(
         basis_DP=basis_DP * canonical_signs(basis_DP),
         eigenvalues_P=np.maximum(eigenvalues_P, 0.0),
@@ -172,9 +172,10 @@ def canonical_signs(basis_DP: NDArray[np.float64]) -> NDArray[np.float64]:
     return signs_P
 
 
-def _leading_eigenvectors(
+def leading_eigenvectors(
     moments_DD: NDArray[np.float64], num_components: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest eigenvalues, falling, and their eigenvectors as columns; call it with `SOLVE_THREADS` threads."""
     entries = len(moments_DD)
     if entries >= LANCZOS_MIN_ENTRIES and num_components * LANCZOS_MIN_ENTRIES_PER_COMPONENT <= entries:
         # A fixed start without symmetry: a constant one has no part in basis blocks that are odd under mirroring.
