@@ -92,7 +92,7 @@ def write_model(folder: Path, *, seed: int = 0, class_names: tuple[str, ...] = C
     )
     model = build_model(network, len(class_names))
     with torch.no_grad():
-        model.get_submodule("classifier").weight.normal_()
+        model.get_submodule("head.classifier").weight.normal_()
     card = ModelCard(
         model_config=network,
         class_names=class_names,
