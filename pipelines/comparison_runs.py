@@ -10,6 +10,8 @@ from segcore.inference import InferenceConfig
 from segcore.models import config_to_dict
 
 NETWORK_PREFIX = "model."
+RECIPE_NAME = "recipe.recipe_name"
+"""Parameter of a training run that says where its recipe came from; the recipe's fields say what it was."""
 SETTINGS = ("weights", "dataset_digest", "label_pca_digest", "train_split", "validation_split", "workers")
 """Parameters of a training run, beside its recipe, that can change its score."""
 
@@ -160,7 +162,7 @@ def _settings(record: tracking.RunRecord) -> dict[str, str]:
     return {
         name.removeprefix("recipe."): value
         for name, value in record.parameters.items()
-        if name.startswith("recipe.") or name in SETTINGS
+        if (name.startswith("recipe.") or name in SETTINGS) and name != RECIPE_NAME
     }
 
 

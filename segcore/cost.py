@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+ENCODER_PARTS = ("backbone", "aspp")
+"""Children of a network that its decoder is not."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
@@ -51,14 +54,41 @@ def module_multiply_adds(module: nn.Module, *inputs: Tensor) -> int:
         module: on any device; it is left as it was.
         inputs: tensors on the meta device.
     """
+    flops: int = _counted(module, *inputs).get_total_flops()
+    return flops // 2
+
+
+def decoder_multiply_adds(model: nn.Module, height: int, width: int) -> int:
+    """Multiply-adds of one RGB image outside `backbone` and `aspp`: fusing low-level features, and the last step.
+
+    For networks with an encoder of these two parts: both of `segcore.models`. The DUpsampling paper's tables 2 and 3
+    print this as FLOPs of the decoder: twice, with one more for each bias that the expansion adds (h w R^2 C).
+
+    Raises:
+        ValueError: the network has no such parts.
+    """
+    parts = {name for name, _ in model.named_children()}
+    if not set(ENCODER_PARTS) <= parts:
+        raise ValueError(
+            f"a decoder is what lies outside of {' and '.join(ENCODER_PARTS)}, and {type(model).__name__} has only "
+            f"{', '.join(sorted(parts)) or 'no parts'}; count the whole network with count_multiply_adds"
+        )
+    counter = _counted(model, torch.empty(1, 3, height, width, device="meta"))
+    flops_by_module = {name: sum(flops.values()) for name, flops in counter.get_flop_counts().items()}
+    encoder = sum(flops_by_module.get(f"{type(model).__name__}.{part}", 0) for part in ENCODER_PARTS)
+    return int(counter.get_total_flops() - encoder) // 2
+
+
+def _counted(module: nn.Module, *inputs: Tensor) -> FlopCounterMode:
+    """What PyTorch counted in `module(*inputs)`."""
     tensors = {name: tensor.to("meta") for name, tensor in chain(module.named_parameters(), module.named_buffers())}
     was_training = {child: child.training for child in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
             functional_call(module, tensors, inputs)
     finally:
         for child, training in was_training.items():
             child.training = training
-    flops: int = counter.get_total_flops()
-    return flops // 2
+    return counter

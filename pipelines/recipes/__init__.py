@@ -1,8 +1,9 @@
 """Recipes by name. A recipe says *what* is run; the command line says *where*."""
 
+import dataclasses
 from collections.abc import Callable
 
-from pipelines.recipes import camvid, scenes
+from pipelines.recipes import camvid, scenes, voc
 from pipelines.recipes.recipe import Recipe, recipe_to_dict
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -13,20 +14,54 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.dupsampling_efficientnet_lite0": camvid.dupsampling_efficientnet_lite0,
     "camvid.deeplab_v3plus_efficientnet_lite0": camvid.deeplab_v3plus_efficientnet_lite0,
     "camvid.bilinear_efficientnet_lite0": camvid.bilinear_efficientnet_lite0,
+    "camvid.table1_bilinear_os32": camvid.table1_bilinear_os32,
+    "camvid.table1_dupsampling_os32": camvid.table1_dupsampling_os32,
+    "camvid.table1_bilinear_os16": camvid.table1_bilinear_os16,
+    "camvid.table1_dupsampling_os16": camvid.table1_dupsampling_os16,
+    "camvid.table2_none": camvid.table2_none,
+    "camvid.table2_conv1_3": camvid.table2_conv1_3,
+    "camvid.table2_b1u2c3": camvid.table2_b1u2c3,
+    "camvid.table2_b3u6c3": camvid.table2_b3u6c3,
+    "camvid.table2_b1u2c3_b3u6c3": camvid.table2_b1u2c3_b3u6c3,
+    "camvid.table2_conv1_3_b3u6c3": camvid.table2_conv1_3_b3u6c3,
+    "camvid.table3_resnet50_vanilla_4": camvid.table3_resnet50_vanilla_4,
+    "camvid.table3_resnet50_vanilla_2_16": camvid.table3_resnet50_vanilla_2_16,
+    "camvid.table3_resnet50_proposed_4": camvid.table3_resnet50_proposed_4,
+    "camvid.table3_xception65_vanilla_4": camvid.table3_xception65_vanilla_4,
+    "camvid.table3_xception65_proposed_4": camvid.table3_xception65_proposed_4,
+    "camvid.table3_xception65_vanilla_16": camvid.table3_xception65_vanilla_16,
+    "camvid.table3_xception65_proposed_16": camvid.table3_xception65_proposed_16,
+    "voc.table1_bilinear_os32": voc.table1_bilinear_os32,
+    "voc.table1_dupsampling_os32": voc.table1_dupsampling_os32,
+    "voc.table1_bilinear_os16": voc.table1_bilinear_os16,
+    "voc.table1_dupsampling_os16": voc.table1_dupsampling_os16,
+    "voc.table2_none": voc.table2_none,
+    "voc.table2_conv1_3": voc.table2_conv1_3,
+    "voc.table2_b1u2c3": voc.table2_b1u2c3,
+    "voc.table2_b3u6c3": voc.table2_b3u6c3,
+    "voc.table2_b1u2c3_b3u6c3": voc.table2_b1u2c3_b3u6c3,
+    "voc.table2_conv1_3_b3u6c3": voc.table2_conv1_3_b3u6c3,
+    "voc.table3_resnet50_vanilla_4": voc.table3_resnet50_vanilla_4,
+    "voc.table3_resnet50_vanilla_2_16": voc.table3_resnet50_vanilla_2_16,
+    "voc.table3_resnet50_proposed_4": voc.table3_resnet50_proposed_4,
+    "voc.table3_xception65_vanilla_4": voc.table3_xception65_vanilla_4,
+    "voc.table3_xception65_proposed_4": voc.table3_xception65_proposed_4,
+    "voc.table3_xception65_vanilla_16": voc.table3_xception65_vanilla_16,
+    "voc.table3_xception65_proposed_16": voc.table3_xception65_proposed_16,
 }
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "recipe_list", "recipe_to_dict"]
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe called `name`.
+    """The recipe called `name`; it knows its name.
 
     Raises:
         ValueError: there is none; the message lists the known ones.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    return dataclasses.replace(RECIPES[name](), recipe_name=name)
 
 
 def recipe_list() -> str:

@@ -1,7 +1,9 @@
 """What is run: one complete, frozen description of a training."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from segcore.augment import AugmentConfig
 from segcore.models import ModelConfig, config_to_dict
@@ -38,6 +40,8 @@ class Recipe:
     """Checkpoints kept, the best by validation mIoU; the latest is always kept too, to resume from."""
     shuffle_buffer: int = 256
     """Encoded images that each worker shuffles at a time, beside the shuffled order of the shards."""
+    recipe_name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    """Key of RECIPES that a run started from, whatever flags then changed: no flag itself; "" for none of them."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "validate_every", "keep_checkpoints", "shuffle_buffer"):

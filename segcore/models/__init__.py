@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from segcore.label_code import LabelCode
@@ -34,6 +35,7 @@ __all__ = [
     "build_model",
     "config_from_dict",
     "config_to_dict",
+    "meta_model",
     "needed_label_pca",
     "restore_model",
 ]
@@ -92,12 +94,7 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
     Raises:
         ValueError: a tensor is missing, unknown, or has another shape.
     """
-    _check_num_classes(num_classes)
-    size = needed_label_pca(config)
-    code = None
-    if size is not None:
-        code = blank_block_code(config.dupsample, block_side=size.block_side, num_classes=num_classes)
-    model = _build(config, num_classes, code)
+    model = _build_blank(config, num_classes)
     try:
         model.load_state_dict(dict(state_dict))
     except RuntimeError as error:
@@ -106,6 +103,26 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
             f"use the config that they were saved with. {error}"
         ) from error
     return model.eval()
+
+
+def meta_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network without weights, on the meta device and in evaluation mode: for shapes and costs (`segcore.cost`).
+
+    Raises:
+        ValueError: too many classes.
+    """
+    with torch.device("meta"):
+        return _build_blank(config, num_classes).eval()
+
+
+def _build_blank(config: ModelConfig, num_classes: int) -> nn.Module:
+    """With random weights, and zeros where a label code belongs."""
+    _check_num_classes(num_classes)
+    size = needed_label_pca(config)
+    code = None
+    if size is not None:
+        code = blank_block_code(config.dupsample, block_side=size.block_side, num_classes=num_classes)
+    return _build(config, num_classes, code)
 
 
 def _build(config: ModelConfig, num_classes: int, code: BlockCode | None) -> nn.Module:

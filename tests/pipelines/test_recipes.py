@@ -19,7 +19,7 @@ DUPSAMPLING = "scenes.dupsampling_mobilenetv3"
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds_and_says_what_it_is(name: str) -> None:
     recipe = find_recipe(name)
-    assert isinstance(recipe, Recipe)
+    assert recipe.recipe_name == name
     assert name.split(".")[1] == RECIPES[name].__name__ and RECIPES[name].__module__.endswith(name.split(".")[0])
     assert len((RECIPES[name].__doc__ or "").split()) >= 12
     assert name in recipe_list()
@@ -35,7 +35,7 @@ def test_recipes_that_are_compared_differ_in_their_network_alone() -> None:
         ("camvid.dupsampling_resnet50", "camvid.deeplab_v3plus_resnet50"),
     ):
         one, other = recipe_to_dict(find_recipe(first)), recipe_to_dict(find_recipe(second))
-        assert {key for key in one if one[key] != other[key]} == {"model"}
+        assert {key for key in one if one[key] != other[key]} == {"model", "recipe_name"}
         for shared in ("backbone", "output_stride", "aspp_channels"):
             assert one["model"][shared] == other["model"][shared]
 
@@ -66,6 +66,16 @@ def test_counts_below_one_are_refused(field: str) -> None:
 
 def parse(*arguments: str) -> TrainConfig:
     return parse_command_line([DUPSAMPLING, *WHERE, *arguments], description="test")
+
+
+def test_a_run_knows_its_recipe_whatever_flags_change_and_no_flag_changes_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert parse("--epochs", "3").recipe.recipe_name == DUPSAMPLING
+    assert recipe_to_dict(parse("--epochs", "3").recipe)["recipe_name"] == DUPSAMPLING
+    with pytest.raises(SystemExit) as ended:
+        parse("--recipe-name", "camvid.table2_none")
+    assert ended.value.code == 2 and "--recipe-name" in capsys.readouterr().err
 
 
 def test_any_field_is_overridden_by_its_dotted_name() -> None:

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.cost import ParameterCount, count_multiply_adds, count_parameters, module_multiply_adds
+from segcore.cost import (
+    ParameterCount,
+    count_multiply_adds,
+    count_parameters,
+    decoder_multiply_adds,
+    module_multiply_adds,
+)
 from segcore.layers import DUpsample
 
 
@@ -52,6 +58,29 @@ def test_a_networks_count_follows_the_image_size_and_leaves_it_alone() -> None:
     assert model.training and model.conv.training and not model.norm.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model(torch.zeros(2, 3, 4, 4)).device.type == "cpu"
+
+
+class Encoded(nn.Module):
+    """A network in three parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.aspp = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1))
+        self.head = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.backbone(x)
+        return torch.as_tensor(self.head(x + self.aspp(x)))
+
+
+def test_a_decoder_is_what_lies_outside_of_backbone_and_aspp() -> None:
+    model = Encoded()
+    encoder = module_multiply_adds(model.backbone, image(3, 10, 12)) + module_multiply_adds(model.aspp, image(8, 5, 6))
+    assert decoder_multiply_adds(model, 10, 12) == 5 * 6 * 8 * 5
+    assert count_multiply_adds(model, 10, 12) - encoder == 5 * 6 * 8 * 5
+    with pytest.raises(ValueError, match=r"outside of backbone and aspp, and Resized has only conv, norm"):
+        decoder_multiply_adds(Resized(), 10, 12)
 
 
 def test_parameters_are_counted_once_and_buffers_not() -> None:
