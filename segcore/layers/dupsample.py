@@ -44,5 +44,7 @@ class DUpsample(nn.Module):
         blocks = F.conv2d(code_last.movedim(-1, -3), self.weight, self.bias)
         if not code_NPhw.is_contiguous():
             return F.pixel_shuffle(blocks, self.block_side)
-        blocks = blocks.movedim(-3, -1).unflatten(-1, (-1, self.block_side, self.block_side))  # h w C R R
+        side = self.block_side
+        blocks = blocks.movedim(-3, -1)
+        blocks = blocks.reshape(*blocks.shape[:-1], -1, side, side)  # h w C R R
         return blocks.movedim((-3, -2), (-5, -3)).flatten(-4, -3).flatten(-2, -1)
