@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
 from segcore.compiled import entry_point, kernel
+from segcore.label_masks import MASKED_SIDES, ClassMasks, Factors, list_corners, mask_classes
 
 WORD_BYTES = 8
 _IGNORE = np.uint8(IGNORE_INDEX)
+_ONE = np.uint8(1)
 _NO_BIT = np.uint64(0)
 _BYTE = np.uint64(8)
 _LAST_BYTE = np.uint64(56)
@@ -52,18 +54,6 @@ class Entries(NamedTuple):
     values: NDArray[np.int32]
 
 
-class ClassEntries(NamedTuple):
-    """The same by class: class c has `sizes[c]` of them from c*R*R on; `present` lists the classes that have any.
-
-    Flat arrays: a row of a matrix would be an array object, whose reference count costs more than a short list.
-    """
-
-    positions: NDArray[np.int32]
-    values: NDArray[np.int32]
-    sizes: NDArray[np.int64]
-    present: NDArray[np.int64]
-
-
 def label_words(padded_HW: NDArray[np.uint8], *, block_side: int, num_classes: int) -> LabelWords:
     """Lay out a label map, whose sides R divides, in words.
 
@@ -80,11 +70,20 @@ def label_words(padded_HW: NDArray[np.uint8], *, block_side: int, num_classes: i
     return LabelWords(
         labels=labels,
         words=labels.view(np.uint64),
-        words_per_row=labels.size // height // WORD_BYTES,
+        words_per_row=labels.size // max(height, 1) // WORD_BYTES,
         words_per_block=(block_side + extra) // WORD_BYTES,
         block_side=block_side,
         num_classes=num_classes,
     )
+
+
+@entry_point
+def has_only_classes(labels: NDArray[np.uint8], num_classes: int) -> bool:
+    """Whether every label is a class or ignored."""
+    largest = np.uint8(0)
+    for label in labels:
+        largest = max(largest, np.uint8(label + _ONE))  # in bytes 255 + 1 is 0, so that one maximum finds both
+    return bool(largest <= num_classes)
 
 
 @entry_point
@@ -104,40 +103,65 @@ def accumulate(
     Args:
         labels, words, words_per_row, words_per_block, block_side, num_classes: the fields of `LabelWords`.
         corner_tiles, pixel_tiles: all tiles in one row, int32; `label_blocks` says what they hold.
-        tile_starts_CC: index of the first count of the tile of classes (a, b), a <= b.
+        tile_starts_CC: index of the first count of the tile of classes (a, b), a <= b; for one a, the tiles are
+            neighbours, by rising b.
     """
     block_map = LabelWords(labels, words, words_per_row, words_per_block, block_side, num_classes)
-    area = block_side**2
-    room = 4 * area + 1  # four entries a pixel, and one written past the end before it is known to be zero
-    entries = Entries(np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32))
-    by_class = ClassEntries(
-        np.empty(num_classes * area, np.int32),
-        np.empty(num_classes * area, np.int32),
-        np.zeros(num_classes, np.int64),
-        np.empty(num_classes + 1, np.int64),
+    area, per_row = block_side**2, words_per_row // words_per_block
+    masked = block_side in MASKED_SIDES
+    room = per_row * (min(num_classes, area) + 1)  # one for a class that turns out to be none
+    masks = ClassMasks(
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+        np.empty(per_row, np.int64),
+        np.empty(room * (area // 64), np.uint64),
+        np.empty(area // 8, np.uint64),
     )
-    changes = np.empty(block_map.words_per_row, np.uint64)
+    room = (per_row + 4) * area  # a block has up to four corners a pixel, before it is listed by pixel instead
+    factors = Factors(
+        np.empty(room, np.int64),
+        np.empty(room, np.int64),
+        np.empty(room, np.int32),
+        np.empty(per_row, np.int64),
+        np.empty(per_row, np.bool_),
+    )
+    changes, mixed = np.empty(words_per_row, np.uint64), np.empty(per_row, np.int64)
     num_blocks = num_noisy = 0
-    for top in range(0, block_map.words.size, block_map.words_per_row * block_map.block_side):
-        _mark_changes(block_map, top, changes)
-        for column in range(0, block_map.words_per_row, block_map.words_per_block):
-            first = top + column
-            if _is_constant(block_map, first, changes, column):
-                label = block_map.labels[first * WORD_BYTES]
-                if label < num_classes:
-                    corner_tiles[tile_starts_CC[label, label]] += 1
-                    num_blocks += 1
-                continue
-            num_entries = _list_corners(block_map, first, entries)
-            noisy = num_entries > area
-            if noisy:
-                num_entries = _list_pixels(block_map, first, entries)
-            num_present = _sort_by_class(entries, num_entries, by_class, area)
-            if num_present:
-                _add_outer(pixel_tiles if noisy else corner_tiles, tile_starts_CC, area, by_class, num_present)
-                num_blocks += 1
-                num_noisy += noisy
+    for top in range(0, words.size, words_per_row * block_side):
+        num_mixed, num_constant = _count_constant(block_map, top, corner_tiles, tile_starts_CC, changes, mixed)
+        if masked:
+            mask_classes(words, words_per_row, block_side, num_classes, mixed, num_mixed, masks)
+            list_corners(masks, num_mixed, block_side, tile_starts_CC, factors)
+        else:
+            _list_all(block_map, mixed, num_mixed, tile_starts_CC, factors)
+        found, noisy = _add_outer(corner_tiles, pixel_tiles, factors, num_mixed)
+        num_blocks += num_constant + found
+        num_noisy += noisy
     return num_blocks, num_noisy
+
+
+@kernel
+def _count_constant(
+    block_map: LabelWords,
+    top: int,
+    corner_tiles: NDArray[np.int32],
+    tile_starts_CC: NDArray[np.int64],
+    changes: NDArray[np.uint64],
+    mixed: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Count the blocks of one class in a row of blocks, and list the others; returns the numbers of both."""
+    _mark_changes(block_map, top, changes)
+    num_mixed = num_constant = 0
+    for column in range(0, block_map.words_per_row, block_map.words_per_block):
+        if _is_constant(block_map, top + column, changes, column):
+            label = block_map.labels[(top + column) * WORD_BYTES]
+            if label < block_map.num_classes:
+                corner_tiles[tile_starts_CC[label, label]] += 1
+                num_constant += 1
+        else:
+            mixed[num_mixed] = top + column
+            num_mixed += 1
+    return num_mixed, num_constant
 
 
 @kernel
@@ -250,42 +274,58 @@ def _list_pixels(block_map: LabelWords, first: int, entries: Entries) -> int:
 
 
 @kernel
-def _sort_by_class(entries: Entries, num_entries: int, by_class: ClassEntries, area: int) -> int:
-    """Put the entries of each class together, in scan order; returns the number of classes."""
-    num_present = 0
-    for i in range(num_entries):
-        label = np.int64(entries.classes[i])
-        size = by_class.sizes[label]
-        by_class.present[num_present] = label
-        num_present += size == 0
-        by_class.positions[np.uintp(label * area + size)] = entries.positions[i]
-        by_class.values[np.uintp(label * area + size)] = entries.values[i]
-        by_class.sizes[label] = size + 1
-    return num_present
+def _list_all(
+    block_map: LabelWords,
+    firsts: NDArray[np.int64],
+    num_blocks: int,
+    tile_starts_CC: NDArray[np.int64],
+    factors: Factors,
+) -> None:
+    """`label_masks.list_corners` for blocks of any side."""
+    area = block_map.block_side**2
+    room = 4 * area + 1  # four entries a pixel, and one written past the end before it is known to be zero
+    entries = Entries(np.empty(room, np.uint8), np.empty(room, np.int32), np.empty(room, np.int32))
+    ends = np.empty(block_map.num_classes + 1, np.int64)
+    count = 0
+    for n in range(num_blocks):
+        size = _list_corners(block_map, firsts[n], entries)
+        noisy = size > area
+        if noisy:
+            size = _list_pixels(block_map, firsts[n], entries)
+        ends[:] = 0  # counting sort: by class, in scan order
+        for i in range(size):
+            ends[entries.classes[i] + 1] += 1
+        for c in range(block_map.num_classes):
+            ends[c + 1] += ends[c]
+        for i in range(size):
+            label, position = np.int64(entries.classes[i]), entries.positions[i]
+            at = count + ends[label]
+            ends[label] += 1
+            factors.rows[at] = tile_starts_CC[label, label] - label * area**2 + position * area
+            factors.columns[at] = label * area**2 + position
+            factors.values[at] = entries.values[i]
+        count += size
+        factors.ends[n], factors.noisy[n] = count, noisy
 
 
 @kernel
 def _add_outer(
-    tiles: NDArray[np.int32], tile_starts_CC: NDArray[np.int64], area: int, by_class: ClassEntries, num_present: int
-) -> None:
-    """tiles += u u^T, each unordered pair of entries once; empties the lists of the classes."""
-    sizes, present = by_class.sizes, by_class.present
-    positions, values = by_class.positions, by_class.values
-    for i in range(num_present):
-        a = present[i]
-        end = a * area + sizes[a]
-        tile = tile_starts_CC[a, a]
-        for s in range(a * area, end):
-            row, value = tile + positions[np.uintp(s)] * area, values[np.uintp(s)]
-            for t in range(s, end):
-                tiles[np.uintp(row + positions[np.uintp(t)])] += value * values[np.uintp(t)]
-        for j in range(i + 1, num_present):
-            low, high = min(a, present[j]), max(a, present[j])
-            start, end = high * area, high * area + sizes[high]
-            tile = tile_starts_CC[low, high]
-            for s in range(low * area, low * area + sizes[low]):
-                row, value = tile + positions[np.uintp(s)] * area, values[np.uintp(s)]
-                for t in range(start, end):
-                    tiles[np.uintp(row + positions[np.uintp(t)])] += value * values[np.uintp(t)]
-    for i in range(num_present):
-        sizes[present[i]] = 0
+    corner_tiles: NDArray[np.int32], pixel_tiles: NDArray[np.int32], factors: Factors, num_blocks: int
+) -> tuple[int, int]:
+    """tiles += u u^T of each block, each unordered pair of entries once; how many have entries, and are noise-like."""
+    rows, columns, values = factors.rows, factors.columns, factors.values
+    start = num_found = num_noisy = 0
+    for n in range(num_blocks):
+        end, noisy = factors.ends[n], factors.noisy[n]
+        for s in range(start, end):
+            row, value = rows[np.uintp(s)], values[np.uintp(s)]
+            if noisy:
+                for t in range(s, end):
+                    pixel_tiles[np.uintp(row + columns[np.uintp(t)])] += value * values[np.uintp(t)]
+            else:
+                for t in range(s, end):
+                    corner_tiles[np.uintp(row + columns[np.uintp(t)])] += value * values[np.uintp(t)]
+        num_found += end > start
+        num_noisy += noisy
+        start = end
+    return num_found, num_noisy

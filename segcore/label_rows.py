@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segcore.compiled import entry_point, kernel
-from segcore.label_blocks import check_block_shape, check_labels, pad_to_blocks
+from segcore.label_blocks import check_block_shape, checked_words
 from segcore.label_corners import (
     WORD_BYTES,
     Entries,
@@ -27,7 +27,6 @@ from segcore.label_corners import (
     _list_corners,
     _list_pixels,
     _mark_changes,
-    label_words,
 )
 
 LANES = 48
@@ -90,16 +89,13 @@ class LabelRows:
         Raises:
             ValueError: not a uint8 map, or a value is neither a class nor ignored; nothing has been added then.
         """
-        check_labels(labels_HW, self.num_classes)
-        padded_HW = pad_to_blocks(labels_HW, self.block_side)
-        if padded_HW.size == 0:
+        block_map = checked_words(labels_HW, block_side=self.block_side, num_classes=self.num_classes)
+        num_blocks = block_map.words.size // (block_map.words_per_block * self.block_side)
+        if num_blocks == 0:
             return
         # A row has at most as many entries as pixels. Pages that stay empty are never allocated.
-        room, num_blocks = padded_HW.size, padded_HW.size // self.block_side**2
-        corners, pixels = (_empty_rows(room, num_blocks) for _ in range(2))
-        num_ordinary, num_noisy = list_rows(
-            *label_words(padded_HW, block_side=self.block_side, num_classes=self.num_classes), *corners, *pixels
-        )
+        corners, pixels = (_empty_rows(num_blocks * self.block_side**2, num_blocks) for _ in range(2))
+        num_ordinary, num_noisy = list_rows(*block_map, *corners, *pixels)
         for rows, count, collected in ((corners, num_ordinary, self._corners), (pixels, num_noisy, self._pixels)):
             if count:
                 used = int(rows.starts[count])

@@ -37,5 +37,14 @@ class DUpsample(nn.Module):
         self.bias = nn.Parameter(bias_D.to(torch.get_default_dtype()).clone(), requires_grad=trainable)
 
     def forward(self, code_NPhw: Tensor) -> Tensor:
-        """Scores N x C x (h*R) x (w*R)."""
-        return F.pixel_shuffle(F.conv2d(code_NPhw, self.weight, self.bias), self.block_side)
+        """Scores N x C x (h*R) x (w*R), in the code's memory layout."""
+        # Channels last whatever comes in: a location's block is then R runs of R neighbouring numbers. From contiguous
+        # scores of 5376 channels, `pixel_shuffle` would collect every single number from another place.
+        code_last = code_NPhw.movedim(-3, -1).contiguous()  # without N too, which a memory format is not
+        blocks = F.conv2d(code_last.movedim(-1, -3), self.weight, self.bias)
+        if not code_NPhw.is_contiguous():
+            return F.pixel_shuffle(blocks, self.block_side)
+        side = self.block_side
+        blocks = blocks.movedim(-3, -1)
+        blocks = blocks.reshape(*blocks.shape[:-1], -1, side, side)  # h w C R R
+        return blocks.movedim((-3, -2), (-5, -3)).flatten(-4, -3).flatten(-2, -1)

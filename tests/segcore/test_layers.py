@@ -111,6 +111,17 @@ def test_dupsample_is_a_transposed_convolution(trainable: bool) -> None:
     assert [parameter.requires_grad for parameter in layer.parameters()] == [trainable, trainable]
 
 
+def test_dupsample_keeps_the_memory_layout_and_the_scores() -> None:
+    torch.manual_seed(0)
+    layer = DUpsample(torch.randn(3 * 16, 5), torch.randn(3 * 16), block_side=4, trainable=True)
+    code = torch.randn(2, 5, 3, 7)
+    expected = F.pixel_shuffle(F.conv2d(code, layer.weight, layer.bias), 4)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        scores = layer(code.contiguous(memory_format=layout))
+        assert scores.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(scores, expected)
+
+
 def test_blocks_of_labels_go_through_a_full_basis_unchanged() -> None:
     """`pixel_unshuffle` of one-hot labels has the basis' row order, so a complete orthonormal basis is the identity."""
     generator = torch.Generator().manual_seed(0)
