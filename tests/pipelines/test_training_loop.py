@@ -29,11 +29,12 @@ def make_worker(dataset: PreparedDataset, *, rank: int = 0, world_size: int = 1)
     recipe = tiny_recipe()
     assert isinstance(recipe.model, DeepLabV3PlusConfig)
     # with its decoder, whose class maps vary within an image whatever the weights
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, low_level_channels=8))
+    model = dataclasses.replace(recipe.model, low_level_features=(4,), low_level_channels=8)
+    recipe = dataclasses.replace(recipe, model=model)
     torch.manual_seed(0)
-    network = build_model(recipe.model, dataset.num_classes)
+    network = build_model(model, dataset.num_classes)
     with torch.no_grad():
-        for parameter in network.get_submodule("classifier").parameters():
+        for parameter in network.get_submodule("head.classifier").parameters():
             parameter.normal_() if parameter.ndim > 1 else parameter.zero_()  # a bias would decide alone
     optimiser = build_optimiser(network, recipe.optim)
     return Worker(
