@@ -1,5 +1,8 @@
 """How this package compiles with numba."""
 
+import hashlib
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -14,7 +17,14 @@ def entry_point(function: Function) -> Function:
     Compiled code is kept beside the function's file or in the user's cache, so that only the first process on a machine
     spends some seconds on it; an installation without any writable place compiles in each process. For functions of
     arrays and numbers only: numba's cache cannot be read once a named tuple of its signatures has been renamed.
+
+    numba compiles anew when the function's own file has changed, but not when a kernel that it imports has: those files
+    enter the name that the compiled code is kept under.
     """
+    imported = _modules_of_kernels(function)
+    if imported:
+        digest = hashlib.sha256("".join(inspect.getsource(sys.modules[name]) for name in imported).encode())
+        function.__qualname__ += f"_{digest.hexdigest()[:8]}"
     try:
         return cast(Function, numba.njit(function, nogil=True, cache=True))
     except RuntimeError:  # numba: "cannot cache function: no locator available"
@@ -24,3 +34,16 @@ def entry_point(function: Function) -> Function:
 def kernel(function: Function) -> Function:
     """Compile as part of the entry point."""
     return cast(Function, numba.njit(function, nogil=True))
+
+
+def _modules_of_kernels(function: Callable[..., Any]) -> list[str]:
+    """Modules other than the function's own whose compiled functions it can reach, directly or through each other."""
+    found: set[str] = set()
+    reached = [function.__module__]
+    while reached:
+        for value in list(vars(sys.modules[reached.pop()]).values()):
+            name = getattr(getattr(value, "py_func", None), "__module__", None)
+            if name is not None and name not in found and name != function.__module__:
+                found.add(name)
+                reached.append(name)
+    return sorted(found)

@@ -121,7 +121,7 @@ def test_order_and_sharding_leave_no_trace() -> None:
     whole = counted(maps, 8, 4)
     shuffled = counted([maps[i] for i in rng.permutation(len(maps))], 8, 4)
     digests = {whole.digest(), shuffled.digest()}
-    for num_shards in (2, 3, 7):
+    for num_shards in (1, 3, 40):
         merged = BlockStatistics.zero(8, 4)
         for shard in range(num_shards):
             part = counted(maps[shard::num_shards], 8, 4)
