@@ -126,6 +126,34 @@ def cluster_size(kind: str = "CPU") -> int:
     return max(int(ray.cluster_resources().get(kind, 0)), _on_demand(kind))
 
 
+def check_memory(*, task_bytes: int, driver_bytes: int, why: str, remedy: str) -> None:
+    """Refuse a job whose tasks no node, or whose own process its node, has the memory for: Ray would wait for ever.
+
+    Args:
+        task_bytes: what one task reserves.
+        driver_bytes: what this process will take.
+        why: what needs it, for the message.
+        remedy: what to change, for the message.
+
+    Raises:
+        ValueError: the message says how much was found and needed.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    memory = {node["NodeID"]: node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]}
+    if not CLUSTER_FILE.expanduser().exists() and max(memory.values()) < task_bytes:
+        raise ValueError(
+            f"the largest node of this Ray cluster has {max(memory.values()) / 1e9:.1f} GB for tasks and {why} "
+            f"take(s) {task_bytes / 1e9:.1f} GB in each; {remedy}"
+        )
+    if memory[here] < driver_bytes:
+        raise ValueError(
+            f"the node that this job runs on has {memory[here] / 1e9:.1f} GB and {why} take(s) "
+            f"{driver_bytes / 1e9:.1f} GB in the job's own process; {remedy}"
+        )
+
+
 def worker_environment(*, use_gpu: bool) -> dict[str, Any]:
     """Ray `runtime_env` of a process that runs a network.
 

@@ -1,38 +1,57 @@
-"""Fit the basis of data-dependent upsampling to the labels of a prepared dataset, exactly.
+"""Fit the code of data-dependent upsampling to the labels of a prepared dataset.
 
 1. Each worker is one Ray task with its share of the split's parts. It reads only their label column and returns one
-   integer statistic (`segcore.label_blocks`), not one per part. Ray runs the task of a lost worker again.
+   integer statistic, not one per part (`pipelines.label_pca_fitting`). Ray runs the task of a lost worker again.
 2. The statistics are added up in pairs: integers, so that neither order nor number of workers leaves a trace.
-3. The driver solves for the leading eigenvectors (`segcore.label_pca`).
+3. The driver solves for the leading eigenvectors (`segcore.label_pca`, `segcore.label_krylov`). Other solvers, which
+   the paper compares with, learn a code in one task instead (`segcore.label_solvers`).
 4. Tasks measure how well true labels come back, on the split and on `val`, beside bilinear and nearest enlargement.
 
 The folder's format is in `pipelines.label_pcas`. A finished folder is used again by the same command.
 """
 
 import logging
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import manifests, storage
 from pipelines.cluster import cluster_size, ray_cluster
+from pipelines.label_pca_fitting import (
+    ALL_SOLVERS,
+    FitSettings,
+    Fitted,
+    Method,
+    Solver,
+    fit,
+    held_out,
+    make_plan,
+    score,
+)
 from pipelines.label_pca_picture import components_png
-from pipelines.label_pca_tasks import count_blocks, merge_tree, run_shares, score_labels, share_out
+from pipelines.label_pca_report import (
+    RecoveryRow,
+    recovery_csv,
+    recovery_png,
+    recovery_rows,
+    recovery_table,
+    report_page,
+)
 from pipelines.label_pcas import LabelPCAFolder, load_label_pca, save_label_pca
-from pipelines.progress import progress
-from pipelines.shards import Part, PreparedDataset, open_dataset
-from segcore.label_blocks import BlockStatistics, check_exact_size, solve_bytes
-from segcore.label_pca import LabelPCA, solve
-from segcore.label_recovery import METHODS, Recovery
-from segcore.metrics import scores
+from pipelines.recipes import find_recipe
+from pipelines.shards import PreparedDataset, open_dataset
+from segcore.label_code import LabelCode
+from segcore.label_pca import PCA, LabelPCA
+from segcore.label_recovery import Recovery
+from segcore.label_solvers import LearnConfig
+from segcore.models import needed_label_pca
 
 RECOVERY_FILE = "recovery.json"
+RECOVERY_TABLE = "recovery.csv"
+RECOVERY_PLOT = "recovery.png"
 PICTURE_FILE = "components.png"
-VALIDATION_SPLIT = "val"
+PAGE = "index.html"
 SHORT_SCORES = ("pixel_accuracy", "mean_iou", "mixed_pixel_accuracy")
+DEFAULT_BLOCK_SIDE, DEFAULT_NUM_COMPONENTS = 32, 64
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +64,26 @@ class FitLabelPCAConfig:
     """Folder or URI of a prepared dataset (jobs/prepare.py)."""
     output: str
     """Folder or URI of the label PCA: new, or finished by the same command before."""
-    block_side: int = 32
-    """Side of the label blocks in pixels: the output stride of the network that will use the basis."""
-    num_components: int = 64
-    """Length of a block's code: the network's num_components, or more (a network takes the leading ones)."""
+    recipe: str | None = None
+    """Name of a training recipe whose network decides block side and number of components."""
+    block_side: int | None = None
+    """Side of the label blocks in pixels: the factor by which the network enlarges. Default: the recipe's, or 32."""
+    num_components: int | None = None
+    """Length of a block's code: the network's, or more (it takes the leading ones). Default: the recipe's, or 64."""
+    target_miou_bound: float | None = None
+    """Instead of num_components: the fewest, in steps of 8, with which held-out labels come back with this mIoU."""
     centred: bool = False
     """Take the mean block away first; the decoder then has a bias. Makes no difference from about 32 components on."""
+    solver: Solver = "pca"
+    """pca; or, to compare with it, a code learned by sgd, orthogonal_sgd or as an autoencoder."""
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    """Settings of a learned code."""
+    method: Method = "auto"
+    """Of pca: exact up to 12,500 entries per block and krylov beyond, or the one to use."""
     split: str = "train"
     """Split whose labels are fitted."""
+    report_block_sides: tuple[int, ...] = ()
+    """Further block sides to fit for the report alone, beside which recovery is shown."""
     max_recovery_images: int = 2000
     """Images of each split on which recovery is measured, rounded up to whole parts (their order is random)."""
     workers: int | None = None
@@ -60,11 +91,20 @@ class FitLabelPCAConfig:
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
-        for name in ("block_side", "num_components", "max_recovery_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected at least 1")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}, expected at least 1")
+        for name in ("block_side", "num_components", "max_recovery_images", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
+        if self.solver not in ALL_SOLVERS:
+            raise ValueError(f"unknown --solver {self.solver!r}; known: {', '.join(ALL_SOLVERS)}")
+        if self.target_miou_bound is not None:
+            if not 0 < self.target_miou_bound <= 1:
+                raise ValueError(f"--target-miou-bound is {self.target_miou_bound}, expected a number in (0, 1]")
+            if self.num_components is not None or self.solver != PCA:
+                raise ValueError(
+                    "--target-miou-bound chooses the number of components of a PCA; give it without "
+                    "--num-components and without another --solver"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,7 +118,7 @@ class FitLabelPCAResult:
     def closing_line(self) -> str:
         """One line for the terminal."""
         code, recovery = self.folder.code, self.folder.manifest["recovery"]
-        split = VALIDATION_SPLIT if VALIDATION_SPLIT in recovery else next(iter(recovery))
+        split = list(recovery)[-1]
         done = "already fitted by this command, nothing to do" if self.already_complete else "fitted"
         entries = code.num_classes * code.block_side**2
         return (
@@ -90,56 +130,99 @@ class FitLabelPCAResult:
 
 
 def fit_label_pca(config: FitLabelPCAConfig) -> FitLabelPCAResult:
-    """Fit a label PCA, or return the finished one of the same settings and data.
+    """Fit a label code, or return the finished one of the same settings and data.
 
     Raises:
-        ValueError: dataset or split is missing, a part or label is corrupt, the blocks are too long for exact
-            statistics, or the output cannot be written or holds the result of other settings.
+        ValueError: dataset, split or recipe is missing, a part or label is corrupt, the blocks are too long, memory is
+            too small, or the output cannot be written or holds the result of other settings.
     """
     dataset = open_dataset(storage.absolute(config.data))
-    split = dataset.split(config.split)
-    check_exact_size(block_side=config.block_side, num_classes=dataset.num_classes)
-    entries = dataset.num_classes * config.block_side**2
-    if config.num_components > entries:
-        raise ValueError(
-            f"--num-components is {config.num_components}, but blocks of side {config.block_side} with "
-            f"{dataset.num_classes} classes have {entries} entries; choose at most as many"
-        )
-    if split.num_images == 0:
+    if dataset.split(config.split).num_images == 0:
         raise ValueError(
             f"split {config.split!r} of {config.data!r} has no images; choose another or prepare more data"
         )
+    settings = _fit_settings(config, dataset)
     output = storage.absolute(config.output)
-    settings = _settings(config, dataset)
+    identity = _identity(config, settings, dataset)
     if storage.exists(storage.join(output, manifests.MANIFEST)):
         folder = load_label_pca(output)
-        _check_same_settings(folder, settings)
+        _check_same_settings(folder, identity)
         return FitLabelPCAResult(folder=folder, already_complete=True)
     storage.check_writable(output)
-    logger.info(
-        "blocks of %d entries: at most %.2f GB in each worker, %.2f GB to solve",
-        entries,
-        2 * entries**2 / 1e9,
-        solve_bytes(entries) / 1e9,
-    )
-    with ray_cluster(num_cpus_needed=config.workers or 1, why=f"{config.workers or 1} label PCA tasks"):
-        statistics = _count(dataset, config)
-        logger.info("solving for %d of %d components", config.num_components, entries)
-        pca = solve(statistics, num_components=config.num_components, centred=config.centred)
-        recovery = _recover(dataset, config, pca)
-    folder = _save(output, dataset, settings, statistics, pca, recovery)
+    workers_needed = config.workers or 1
+    with ray_cluster(num_cpus_needed=workers_needed, why=f"{workers_needed} label PCA tasks"):
+        workers = config.workers or max(1, cluster_size())
+        fitted = fit(dataset, settings, workers=workers)
+        splits = tuple(dict.fromkeys((config.split, held_out(dataset, config.split))))
+        recovery = {
+            split: score(dataset, split, fitted.code, settings, workers=workers, with_curve=split == splits[-1])
+            for split in splits
+        }
+        rows: list[RecoveryRow] = []
+        for side in sorted({settings.block_side, *config.report_block_sides}):
+            if side == settings.block_side:
+                code, (found, curve) = fitted.code, recovery[splits[-1]]
+            else:
+                most = make_plan(dataset, settings.beside(side, None), workers=workers).max_components
+                components = min(fitted.code.num_components, most)
+                code = fit(dataset, settings.beside(side, components), workers=workers).code
+                found, curve = score(dataset, splits[-1], code, settings, workers=workers)
+            rows += recovery_rows(code, found, curve, split=splits[-1], class_names=dataset.class_names)
+    totals = {split: found for split, (found, _) in recovery.items()}
+    folder = _save(output, dataset, identity, fitted, totals, rows)
     return FitLabelPCAResult(folder=folder, already_complete=False)
 
 
-def _settings(config: FitLabelPCAConfig, dataset: PreparedDataset) -> dict[str, Any]:
+def _fit_settings(config: FitLabelPCAConfig, dataset: PreparedDataset) -> FitSettings:
+    """Block side and components from the command line, the recipe, or the defaults; checked.
+
+    Raises:
+        ValueError: the recipe needs no label PCA or another one; too many components; blocks that are too long.
+    """
+    block_side, num_components = config.block_side, config.num_components
+    if config.recipe is not None:
+        size = needed_label_pca(find_recipe(config.recipe).model)
+        if size is None:
+            raise ValueError(f"recipe {config.recipe!r} enlarges bilinearly and needs no label PCA; choose another")
+        if block_side not in (None, size.block_side):
+            raise ValueError(
+                f"--block-side is {block_side} and recipe {config.recipe!r} needs {size.block_side}; leave it out"
+            )
+        block_side = size.block_side
+        if num_components is None and config.target_miou_bound is None:
+            num_components = size.num_components
+    block_side = block_side or DEFAULT_BLOCK_SIDE
+    if config.target_miou_bound is None:
+        num_components = num_components or DEFAULT_NUM_COMPONENTS
+    settings = FitSettings(
+        split=config.split,
+        block_side=block_side,
+        num_components=num_components,
+        target_miou_bound=config.target_miou_bound,
+        centred=config.centred,
+        solver=config.solver,
+        learn=config.learn,
+        method=config.method,
+        max_images=config.max_recovery_images,
+    )
+    most = {
+        side: make_plan(dataset, settings.beside(side, None), workers=config.workers or 1).max_components
+        for side in (block_side, *config.report_block_sides)
+    }
+    if num_components is not None and num_components > most[block_side]:
+        raise ValueError(
+            f"--num-components is {num_components}, but blocks of side {block_side} with {dataset.num_classes} classes "
+            f"give at most {most[block_side]}; choose at most as many"
+        )
+    return settings
+
+
+def _identity(config: FitLabelPCAConfig, settings: FitSettings, dataset: PreparedDataset) -> dict[str, Any]:
     """Everything that the output's bytes depend on: JSON values only."""
     return {
         "dataset_digest": dataset.digest,
-        "split": config.split,
-        "block_side": config.block_side,
-        "num_components": config.num_components,
-        "centred": config.centred,
-        "max_recovery_images": config.max_recovery_images,
+        **settings.to_json(),
+        "report_block_sides": list(config.report_block_sides),
     }
 
 
@@ -153,72 +236,44 @@ def _check_same_settings(folder: LabelPCAFolder, settings: dict[str, Any]) -> No
         )
 
 
-def _count(dataset: PreparedDataset, config: FitLabelPCAConfig) -> BlockStatistics:
-    split = dataset.split(config.split)
-    shares = share_out(split.parts, _num_workers(config))
-    with progress(f"count label blocks of {config.split}", total=split.num_images, unit="images") as advance:
-        references = run_shares(count_blocks, shares, dataset, config.block_side, on_part=advance)
-    return merge_tree(references)
-
-
-def _recover(dataset: PreparedDataset, config: FitLabelPCAConfig, pca: LabelPCA) -> dict[str, Recovery]:
-    """Recovery by split: of the fitted one, and of val where there is one."""
-    import ray
-
-    pca_reference = ray.put(pca)
-    recovery = {}
-    for name in dict.fromkeys((config.split, VALIDATION_SPLIT)):
-        if name not in dataset.splits:
-            continue
-        parts = _first_parts(dataset.split(name).parts, config.max_recovery_images)
-        num_images = sum(part.num_rows for part in parts)
-        with progress(f"measure recovery of {name}", total=num_images, unit="images") as advance:
-            shares = share_out(parts, _num_workers(config))
-            references = run_shares(score_labels, shares, dataset, pca_reference, on_part=advance)
-        recovery[name] = Recovery.zero(dataset.num_classes)
-        for reference in references:
-            recovery[name].merge(ray.get(reference))
-    return recovery
-
-
-def _num_workers(config: FitLabelPCAConfig) -> int:
-    return config.workers or max(1, cluster_size())
-
-
-def _first_parts(parts: tuple[Part, ...], num_images: int) -> tuple[Part, ...]:
-    """As many parts as hold `num_images` images."""
-    before = np.cumsum([0, *(part.num_rows for part in parts)])[: len(parts)]
-    return tuple(part for part, rows_before in zip(parts, before, strict=True) if rows_before < num_images)
-
-
 def _save(
     output: str,
     dataset: PreparedDataset,
     settings: dict[str, Any],
-    statistics: BlockStatistics,
-    pca: LabelPCA,
+    fitted: Fitted,
     recovery: dict[str, Recovery],
+    rows: list[RecoveryRow],
 ) -> LabelPCAFolder:
-    tables = {split: _recovery_table(state, dataset.class_names) for split, state in recovery.items()}
-    picture = components_png(
-        pca,
+    tables = {split: recovery_table(state, dataset.class_names) for split, state in recovery.items()}
+    *_, last = recovery
+    files = {
+        RECOVERY_FILE: storage.json_bytes(tables),
+        RECOVERY_TABLE: recovery_csv(rows),
+        RECOVERY_PLOT: recovery_png(rows),
+    }
+    picture = _components(fitted.code, dataset)
+    if picture is not None:
+        files[PICTURE_FILE] = picture
+    files[PAGE] = report_page(
+        fitted.code,
+        rows,
+        recovery[last],
+        split=last,
         class_names=dataset.class_names,
-        palette=dataset.palette,
-        title=f"Leading label blocks, {pca.block_side} x {pca.block_side} pixels: {pca.num_components} components keep "
-        f"{100 * pca.captured_energy:.2f} % of the energy",
+        dataset_uri=dataset.uri,
+        plot=files[RECOVERY_PLOT],
+        components=picture,
     )
     return save_label_pca(
         output,
-        pca,
-        files={RECOVERY_FILE: storage.json_bytes(tables), PICTURE_FILE: picture},
+        fitted.code,
+        files=files,
         content={
             "settings": settings,
             "dataset": dataset.uri,
             "class_names": list(dataset.class_names),
             "palette": [list(colour) for colour in dataset.palette],
-            "class_pixels": statistics.class_pixels_C.tolist(),
-            "num_noisy_blocks": statistics.num_noisy_blocks,
-            "statistics_digest": statistics.digest(),
+            **fitted.facts,
             "recovery": {
                 split: {method: {name: row[name] for name in SHORT_SCORES} for method, row in table.items()}
                 for split, table in tables.items()
@@ -227,32 +282,17 @@ def _save(
     )
 
 
-def _recovery_table(recovery: Recovery, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Scores by method, as JSON values: null where there was nothing to score."""
-    table = {}
-    for method in METHODS:
-        confusion_CC = recovery.confusion[method]
-        found = scores(confusion_CC)
-        worst = None if np.isnan(found.iou_C).all() else class_names[int(np.nanargmin(found.iou_C))]
-        table[method] = {
-            "pixel_accuracy": _or_null(found.pixel_accuracy),
-            "mean_iou": _or_null(found.mean_iou),
-            "mixed_pixel_accuracy": _or_null(scores(recovery.mixed_confusion[method]).pixel_accuracy),
-            "worst_class": worst,
-            "iou": _by_class(found.iou_C, class_names),
-            "accuracy": _by_class(found.accuracy_C, class_names),
-            "num_pixels": int(confusion_CC.sum()),
-            "num_mixed_pixels": int(recovery.mixed_confusion[method].sum()),
-        }
-    return table
-
-
-def _by_class(values_C: NDArray[np.float64], class_names: tuple[str, ...]) -> dict[str, float | None]:
-    return {name: _or_null(float(value)) for name, value in zip(class_names, values_C, strict=True)}
-
-
-def _or_null(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _components(code: LabelCode, dataset: PreparedDataset) -> bytes | None:
+    """Picture of the leading basis blocks; only a PCA's columns have an order."""
+    if not isinstance(code, LabelPCA):
+        return None
+    return components_png(
+        code,
+        class_names=dataset.class_names,
+        palette=dataset.palette,
+        title=f"Leading label blocks, {code.block_side} x {code.block_side} pixels: {code.num_components} components "
+        f"keep {100 * code.captured_energy:.2f} % of the energy",
+    )
 
 
 def _shown(value: float | None) -> str:

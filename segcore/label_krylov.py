@@ -18,7 +18,7 @@ Source: Gittens and Mahoney, "Revisiting the Nystrom method", JMLR 2016, for the
 "Randomized block Krylov methods", NeurIPS 2015, for keeping every block. The coarse start is this project's own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -179,11 +179,47 @@ def finish(
 def solve_large(
     rows: LabelRows, coarse: BlockStatistics, *, num_components: int, centred: bool = False, passes: int = PASSES
 ) -> LabelPCA:
-    """All of it in one process: the label PCA of `rows`.
+    """The label PCA of compressed label blocks in one process; see `solve_krylov`.
 
     Args:
         rows: of the labels.
         coarse: statistics of the same labels, subsampled.
+        num_components, centred, passes: see `solve_krylov`.
+
+    Raises:
+        ValueError: as there.
+    """
+    return solve_krylov(
+        coarse,
+        rows.multiply,
+        counts_D=rows.counts_D(),
+        num_blocks=rows.num_blocks,
+        block_side=rows.block_side,
+        num_components=num_components,
+        centred=centred,
+        passes=passes,
+    )
+
+
+def solve_krylov(
+    coarse: BlockStatistics,
+    multiply: Callable[[NDArray[np.int32]], NDArray[np.int64]],
+    *,
+    counts_D: NDArray[np.int64],
+    num_blocks: int,
+    block_side: int,
+    num_components: int,
+    centred: bool = False,
+    passes: int = PASSES,
+) -> LabelPCA:
+    """All steps, wherever the blocks are.
+
+    Args:
+        coarse: statistics of the labels, subsampled.
+        multiply: G Omega from Omega, exactly: `LabelRows.multiply`, or its sum over several.
+        counts_D: diagonal of G.
+        num_blocks: M, blocks with a valid pixel.
+        block_side: R.
         num_components: P.
         centred: as in `segcore.label_pca.solve`.
         passes: products with G to take, at least 1.
@@ -191,33 +227,32 @@ def solve_large(
     Raises:
         ValueError: no valid pixel, no pass, or see `start_block`.
     """
-    if rows.num_blocks == 0:
+    if num_blocks == 0:
         raise ValueError("the label blocks hold no valid pixel; check the split and the labels' ignore value")
     if passes < 1:
         raise ValueError(f"passes is {passes}, expected at least 1")
-    counts_D = rows.counts_D()
-    blocks = [start_block(coarse, block_side=rows.block_side, num_components=num_components, centred=centred)]
+    blocks = [start_block(coarse, block_side=block_side, num_components=num_components, centred=centred)]
     products: list[Product] = []
     for index in range(passes):
         if index:
             blocks.append(next_block(blocks, products))
-        product_DL = rows.multiply(blocks[-1])
+        product_DL = multiply(blocks[-1])
         if centred:
-            products.append(centre(product_DL, blocks[-1], counts_D=counts_D, num_blocks=rows.num_blocks))
+            products.append(centre(product_DL, blocks[-1], counts_D=counts_D, num_blocks=num_blocks))
         else:
             products.append(product_DL)
     eigenvalues_P, basis_DP = finish(blocks, products, num_components=num_components)
-    mean_D = counts_D / rows.num_blocks
+    mean_D = counts_D / num_blocks
     energy = float(counts_D.sum())
     return LabelPCA(
         basis_DP=basis_DP,
         eigenvalues_P=eigenvalues_P,
         mean_D=mean_D,
         centred=centred,
-        block_side=rows.block_side,
-        num_classes=rows.num_classes,
+        block_side=block_side,
+        num_classes=coarse.num_classes,
         total_energy=energy - float(counts_D @ mean_D) if centred else energy,
-        num_blocks=rows.num_blocks,
+        num_blocks=num_blocks,
     )
 
 
