@@ -85,7 +85,8 @@ class FitLabelPCAConfig:
     report_block_sides: tuple[int, ...] = ()
     """Further block sides to fit for the report alone, beside which recovery is shown."""
     max_recovery_images: int = 2000
-    """Images of each split on which recovery is measured, rounded up to whole parts (their order is random)."""
+    """Images of each split on which recovery is measured, and that codes other than pca are learned from: rounded up to
+    whole parts, whose order is random."""
     workers: int | None = None
     """Ray tasks at a time. None: as many as the cluster has logical CPUs."""
 
