@@ -2,6 +2,7 @@
 
 <output>/comparison.csv   one row per run: scores, per-class IoU, size, cost, speed, what differs
 <output>/index.html       the same, with a chart and the same images by each model
+<output>/<table>.csv      with --table: the runs beside the rows of a paper's table, also on the page
 <output>/manifest.json    written last
 """
 
@@ -13,6 +14,8 @@ from pipelines import storage, tracking
 from pipelines.comparison_pictures import SameImage, examine_models
 from pipelines.comparison_report import comparison_page, csv_bytes, terminal_tables
 from pipelines.comparison_runs import ComparedRun, describe_run, differing_fields, finished_runs, unique_names, warnings
+from pipelines.comparison_table import find_table
+from pipelines.comparison_table_report import beside_table
 from pipelines.manifests import code_commit, write_manifest
 from pipelines.shards import PreparedDataset, open_dataset
 
@@ -38,7 +41,11 @@ class CompareConfig:
     runs: tuple[str, ...] = ()
     """Names of the runs to compare; default all."""
     threads: int = 1
-    """CPU threads for the pictures and the speed."""
+    """CPU threads for the pictures, the speed and mIoU*."""
+    table: str | None = None
+    """Lay the runs beside a paper's table: dupsampling, for runs of the recipes <dataset>.table..."""
+    num_bound_images: int = 200
+    """Images whose labels --table measures mIoU* with, spread evenly over the split."""
     tracking_uri: str | None = None
     """MLflow server or SQLite file; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db here."""
 
@@ -47,6 +54,10 @@ class CompareConfig:
             raise ValueError(
                 f"--num-images is {self.num_images} and --threads {self.threads}; give 0 or more, and 1 or more"
             )
+        if self.num_bound_images < 1:
+            raise ValueError(f"--num-bound-images is {self.num_bound_images}; give 1 or more")
+        if self.table is not None:
+            find_table(self.table)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +83,7 @@ def compare(config: CompareConfig) -> CompareResult:
 
     Raises:
         ValueError: there is no such experiment, run or finished run (the message lists what there is); a dataset that
-            was asked for cannot be read; MLflow does not answer.
+            was asked for cannot be read; no run is of a row of the table; MLflow does not answer.
     """
     tracking.connect(config.tracking_uri)
     storage.check_writable(config.output)
@@ -81,6 +92,16 @@ def compare(config: CompareConfig) -> CompareResult:
     evaluations = tracking.find_runs(experiment=config.experiment, job="evaluate")
     runs, left_out = _described(records, evaluations, config)
     dataset = _dataset(config, records)
+    beside = None
+    if config.table is not None:
+        beside = beside_table(
+            config.table,
+            runs,
+            dataset,
+            split=config.split,
+            num_bound_images=config.num_bound_images,
+            threads=config.threads,
+        )
     images: list[SameImage] = []
     if dataset is not None:
         runs, images = examine_models(
@@ -93,9 +114,18 @@ def compare(config: CompareConfig) -> CompareResult:
     files = {
         "comparison.csv": csv_bytes(runs),
         "index.html": comparison_page(
-            config.experiment, runs, images, dataset=dataset, split=config.split, notes=notes, threads=config.threads
+            config.experiment,
+            runs,
+            images,
+            dataset=dataset,
+            split=config.split,
+            notes=notes,
+            threads=config.threads,
+            paper=beside.section if beside else None,
         ),
     }
+    if beside is not None:
+        files[f"{config.table}.csv"] = beside.csv
     for name, data in files.items():
         storage.write_atomic(storage.join(config.output, name), data)
     content = {
@@ -106,7 +136,8 @@ def compare(config: CompareConfig) -> CompareResult:
         "code_commit": code_commit(),
     }
     write_manifest(config.output, kind=KIND, content=content)
-    return CompareResult(output=config.output, num_runs=len(runs), tables=terminal_tables(runs))
+    tables = terminal_tables(runs) + (f"\n{beside.terminal}" if beside else "")
+    return CompareResult(output=config.output, num_runs=len(runs), tables=tables)
 
 
 def _described(

@@ -16,7 +16,7 @@ from pipelines.checkpoints import ModelBundle, load_model
 from pipelines.comparison_runs import ComparedRun
 from pipelines.evaluation_scoring import class_maps
 from pipelines.pictures import fit_width, jpeg_bytes, overlay
-from pipelines.shards import PreparedDataset, read_part
+from pipelines.shards import PreparedDataset, spread_rows
 from pipelines.training_data import decoded
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.inference import InferenceConfig, prepare
@@ -114,17 +114,10 @@ def _speed(bundle: ModelBundle, image_3HW: Tensor) -> float:
 
 def _spread_images(dataset: PreparedDataset, split: str, *, count: int) -> list[_Labelled]:
     """Images at even distances over the whole split."""
-    num_images = dataset.splits[split].num_images
-    wanted = np.unique(np.linspace(0, num_images - 1, min(count, num_images)).round().astype(int))
     images: list[_Labelled] = []
-    offset = 0
-    for part in dataset.splits[split].parts:
-        here = wanted[(wanted >= offset) & (wanted < offset + part.num_rows)] - offset
-        offset += part.num_rows
-        if len(here):
-            for row in read_part(dataset, part).take(here).to_pylist():
-                image_3HW, labels_HW = decoded(row)
-                images.append(_Labelled(row["image_id"], image_3HW, labels_HW.numpy()))
+    for row in spread_rows(dataset, split, count=count, columns=("image_id", "image", "label")):
+        image_3HW, labels_HW = decoded(row)
+        images.append(_Labelled(row["image_id"], image_3HW, labels_HW.numpy()))
     return images
 
 

@@ -114,9 +114,14 @@ def terminal_tables(runs: Sequence[ComparedRun]) -> str:
         best = column.best(runs)
         texts = [number_cell(column.value(run), scale=100, digits=column.digits).text for run in runs]
         by_class.add_row(Text(column.title), *(_emphasised(text, index in best) for index, text in enumerate(texts)))
+    return printed(summary, by_class)
+
+
+def printed(*tables: TerminalTable) -> str:
+    """Tables as text; in colour where standard output is a terminal."""
     terminal = sys.stdout.isatty()
     console = Console(file=io.StringIO(), force_terminal=terminal, width=None if terminal else 140)
-    console.print(summary, by_class)
+    console.print(*tables)
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
 
@@ -130,6 +135,7 @@ def comparison_page(
     split: str,
     notes: Sequence[str],
     threads: int,
+    paper: Section | None = None,
 ) -> bytes:
     """The comparison as one HTML file.
 
@@ -141,6 +147,7 @@ def comparison_page(
         split: name.
         notes: warnings to show on top.
         threads: CPU threads that speeds were measured with.
+        paper: the runs beside a paper's table, or None.
     """
     scored = sorted({run.scored_by for run in runs})
     size = sorted({run.cost_size for run in runs})
@@ -154,6 +161,7 @@ def comparison_page(
     blocks: list[Block] = [Paragraph(text=note, warning=True) for note in notes]
     sections = [
         Section(title="", blocks=(*blocks, _run_table(runs), Paragraph(text=explanation))),
+        *([paper] if paper else []),
         Section(title="IoU by class", blocks=(_class_table(runs), *_chart(runs))),
         Section(title="What differs", blocks=_differences(runs)),
     ]

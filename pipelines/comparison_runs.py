@@ -7,7 +7,7 @@ from pipelines import tracking
 from pipelines.checkpoints import read_card
 from pipelines.evaluate import SPLIT_TAG
 from segcore.inference import InferenceConfig
-from segcore.models import config_to_dict
+from segcore.models import ModelConfig, config_to_dict
 
 NETWORK_PREFIX = "model."
 RECIPE_NAME = "recipe.recipe_name"
@@ -33,6 +33,9 @@ class ComparedRun:
         images_per_second: measured by `compare`, or None.
         train_seconds: time in epochs, or None.
         settings: what the training was given that can change its score, by name.
+        model_config: of its network.
+        recipe_name: key of RECIPES that it started from, or "".
+        label_pca: folder of its label PCA as it was given, or "".
     """
 
     name: str
@@ -52,6 +55,9 @@ class ComparedRun:
     images_per_second: float | None
     train_seconds: float | None
     settings: dict[str, str]
+    model_config: ModelConfig
+    recipe_name: str
+    label_pca: str
 
     def iou(self, class_name: str) -> float | None:
         """IoU of a class, or None where it was not measured or occurs nowhere."""
@@ -125,6 +131,9 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
         images_per_second=None,
         train_seconds=record.metrics.get("train/seconds", record.duration_seconds),
         settings=_settings(record),
+        model_config=card.model_config,
+        recipe_name=record.parameters.get(RECIPE_NAME, ""),
+        label_pca=record.parameters.get("label_pca", ""),
     )
     for evaluation in evaluations:  # newest first
         same_model = evaluation.tags.get(tracking.MODEL_DIGEST_TAG) == model_digest

@@ -9,10 +9,11 @@ its version stands in the footer of each part.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -151,6 +152,24 @@ def read_part(dataset: PreparedDataset, part: Part, *, columns: Sequence[str] | 
             f"shard {uri} is missing though the manifest lists it; restore it, or run jobs/prepare.py again"
         ) from None
     return parse_part(data, name=uri, sha256=part.sha256, columns=columns)
+
+
+def spread_rows(
+    dataset: PreparedDataset, split: str, *, count: int, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """At most `count` rows at even distances over a whole split, in order: the same ones at each call.
+
+    Raises:
+        ValueError: there is no such split, or a part is missing or has changed.
+    """
+    num_images = dataset.split(split).num_images
+    wanted = np.unique(np.linspace(0, num_images - 1, min(count, num_images)).round().astype(int))
+    offset = 0
+    for part in dataset.split(split).parts:
+        here = wanted[(wanted >= offset) & (wanted < offset + part.num_rows)] - offset
+        offset += part.num_rows
+        if len(here):
+            yield from read_part(dataset, part, columns=columns).take(here).to_pylist()
 
 
 def parse_part(data: bytes, *, name: str, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:

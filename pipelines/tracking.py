@@ -165,7 +165,7 @@ def tracked_run(
     if run_id is None:
         run = client.create_run(_experiment_id(client, experiment), run_name=name, tags={JOB_TAG: job, **tags})
         tracked = TrackedRun(run.info.run_id, client)
-        client.log_batch(tracked.run_id, params=_parameters(parameters))
+        client.log_batch(tracked.run_id, params=[Param(*each) for each in flat_parameters(parameters).items()])
     else:
         tracked = _reopened(client, run_id)
     try:
@@ -388,13 +388,14 @@ def _end(tracked: TrackedRun, status: str) -> None:
         logger.warning("MLflow run %s could not be set to %s", tracked.run_id, status, exc_info=True)
 
 
-def _parameters(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
-    parameters: list[Param] = []
+def flat_parameters(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Parameters as a run records them: nested dictionaries are flattened to dotted names, values are text."""
+    parameters: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            parameters.extend(_parameters(value, f"{prefix}{key}."))
+            parameters |= flat_parameters(value, f"{prefix}{key}.")
         else:
-            parameters.append(Param(f"{prefix}{key}", str(value)))
+            parameters[f"{prefix}{key}"] = str(value)
     return parameters
 
 

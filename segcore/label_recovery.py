@@ -128,12 +128,23 @@ def predictions(code: LabelCode, labels_HW: NDArray[np.uint8]) -> dict[str, NDAr
     """The class map that each method gives back, at the size of the padded map."""
     padded_HW = pad_to_blocks(labels_HW, code.block_side)
     shares_Chw = class_shares(padded_HW, block_side=code.block_side, num_classes=code.num_classes)
-    codes_Phw = project(code, labels_HW).astype(np.float32)  # networks predict codes in single precision at best
     return {
-        "basis": highest_class(reconstruct(code, codes_Phw)),
+        "basis": basis_prediction(code, labels_HW),
         "bilinear": _bilinear(shares_Chw, code.block_side),
         "nearest": _nearest(padded_HW, shares_Chw, code.block_side),
     }
+
+
+def basis_prediction(code: LabelCode, labels_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The class map that the label code alone gives back, at the size of the padded map."""
+    codes_Phw = project(code, labels_HW).astype(np.float32)  # networks predict codes in single precision at best
+    return highest_class(reconstruct(code, codes_Phw))
+
+
+def bilinear_prediction(labels_HW: NDArray[np.uint8], *, block_side: int, num_classes: int) -> NDArray[np.uint8]:
+    """The class map that bilinear enlargement of the blocks' class shares gives back, at the size of the padded map."""
+    padded_HW = pad_to_blocks(labels_HW, block_side)
+    return _bilinear(class_shares(padded_HW, block_side=block_side, num_classes=num_classes), block_side)
 
 
 def mixed_pixels(labels_HW: NDArray[np.uint8], block_side: int) -> NDArray[np.bool_]:

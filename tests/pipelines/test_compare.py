@@ -12,10 +12,21 @@ from pipelines import storage, tracking
 from pipelines.checkpoints import load_model, read_card
 from pipelines.compare import CompareConfig, CompareResult, compare
 from pipelines.comparison_report import COLUMNS, csv_bytes, terminal_tables
-from pipelines.comparison_runs import ComparedRun, differing_fields, unique_names, warnings
+from pipelines.comparison_runs import differing_fields, unique_names, warnings
 from pipelines.evaluate import SPLIT_TAG
+from pipelines.manifests import MANIFEST
+from pipelines.recipes import find_recipe, recipe_to_dict
 from segcore.cost import count_multiply_adds, count_parameters
-from tests.pipelines.tiny_inputs import CLASS_NAMES, random_pairs, write_dataset, write_model
+from segcore.models import DUpsampleConfig, DUpsamplingConfig, build_model
+from tests.pipelines.compared_runs import compared_run
+from tests.pipelines.tiny_inputs import (
+    CLASS_NAMES,
+    random_pairs,
+    save_tiny_model,
+    write_dataset,
+    write_label_pca,
+    write_model,
+)
 
 
 def log_training(name: str, model: str, *, epochs: int = 3, network: str = "deeplab_v3plus", data: str = "gone") -> str:
@@ -163,31 +174,11 @@ def test_missing_split_is_refused(folder: Path) -> None:
         compare(config(folder, split="night"))
 
 
-def run(name: str, **changes: object) -> ComparedRun:
-    base = ComparedRun(
-        name=name,
-        run_id=f"{name}-0123456789",
-        model_folder=name,
-        model_digest=name,
-        network="dupsampling",
-        backbone="resnet50",
-        output_stride=32,
-        class_names=CLASS_NAMES,
-        scores={"mean_iou": 0.5},
-        scored_by="evaluate on 'val'",
-        scored_digest="e" * 64,
-        parameters=10,
-        multiply_adds=20,
-        cost_size=(48, 64),
-        images_per_second=None,
-        train_seconds=None,
-        settings={"epochs": "3", "model.network": "dupsampling"},
-    )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]  # names of fields
-
-
 def test_runs_that_differ_in_the_network_alone_need_no_warning() -> None:
-    runs = [run("a"), run("b", settings={"epochs": "3", "model.network": "deeplab_v3plus", "model.decoder": "1"})]
+    runs = [
+        compared_run("a"),
+        compared_run("b", settings={"epochs": "3", "model.network": "deeplab_v3plus", "model.decoder": "1"}),
+    ]
     assert warnings(runs) == []
     assert differing_fields(runs) == {"model.decoder": ["-", "1"], "model.network": ["dupsampling", "deeplab_v3plus"]}
 
@@ -202,28 +193,94 @@ def test_runs_that_differ_in_the_network_alone_need_no_warning() -> None:
     ],
 )
 def test_warnings_name_what_makes_runs_incomparable(changes: dict[str, object], message: str) -> None:
-    notes = warnings([run("a"), run("b", **changes)])
+    notes = warnings([compared_run("a"), compared_run("b", **changes)])
     assert len(notes) == 1
     assert message in notes[0]
 
 
 def test_best_is_highest_score_and_lowest_cost_but_never_a_tie() -> None:
     columns = {column.csv_name: column for column in COLUMNS}
-    runs = [run("a", scores={"mean_iou": 0.4}, parameters=5e6), run("b", scores={"mean_iou": 0.6}, parameters=9e6)]
+    runs = [
+        compared_run("a", scores={"mean_iou": 0.4}, parameters=5e6),
+        compared_run("b", scores={"mean_iou": 0.6}, parameters=9e6),
+    ]
     assert columns["mean_iou"].best(runs) == {1}
     assert columns["parameters"].best(runs) == {0}
     assert columns["multiply_adds"].best(runs) == set()
     assert columns["images_per_second"].best(runs) == set()
-    close = [run("a", images_per_second=13.41), run("b", images_per_second=13.38)]
+    close = [compared_run("a", images_per_second=13.41), compared_run("b", images_per_second=13.38)]
     assert columns["images_per_second"].best(close) == set(), "both are shown as 13.4"
 
 
 def test_equal_names_are_told_apart() -> None:
-    names = [each.name for each in unique_names([run("a"), run("b"), run("a", run_id="fedcba9876")])]
+    names = [
+        each.name
+        for each in unique_names([compared_run("a"), compared_run("b"), compared_run("a", run_id="fedcba9876")])
+    ]
     assert names == ["a (a-0123)", "b", "a (fedcba)"]
 
 
 def test_names_with_markup_and_commas_survive() -> None:
-    nasty = run('[red]a, "b"[/red]')
+    nasty = compared_run('[red]a, "b"[/red]')
     assert "[red]a" in terminal_tables([nasty])
     assert next(csv.DictReader(io.StringIO(csv_bytes([nasty]).decode())))["run"] == nasty.name
+
+
+def log_row(recipe_name: str, model: str, *, name: str, **parameters: object) -> None:
+    """The run of a recipe of the paper's table, as `train` logs it."""
+    tags = {tracking.MODEL_FOLDER_TAG: model}
+    recipe = recipe_to_dict(find_recipe(recipe_name))
+    with tracking.tracked_run(
+        experiment="rows", name=name, job="train", parameters={"recipe": recipe, **parameters}, tags=tags
+    ):
+        pass
+
+
+def test_runs_are_laid_beside_a_paper_s_table(tmp_path: Path) -> None:
+    """A bilinear and a data-dependent network, and one whose label PCA is gone."""
+    pairs = random_pairs(5, seed=2)
+    data = write_dataset(tmp_path / "data", pairs, images_per_part=2)
+    pca = write_label_pca(tmp_path / "pca", pairs, block_side=16, num_components=6)
+    coded = DUpsamplingConfig(
+        backbone="mobilenet_v3_small",
+        output_stride=16,
+        features=(),
+        dupsample=DUpsampleConfig(num_components=6),
+        aspp_channels=16,
+    )
+    network = build_model(coded, len(CLASS_NAMES), label_pca=pca.code)
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    log_row("camvid.table3_resnet50_vanilla_4", write_model(tmp_path / "vanilla"), name="vanilla", data=data)
+    for name, uri in (("coded", pca.uri), ("gone", "nowhere/pca")):
+        model = save_tiny_model(tmp_path / name, coded, network)
+        digest = pca.digest if name == "coded" else "1" * 64
+        log_row("camvid.table2_none", model, name=name, data=data, label_pca=uri, label_pca_digest=digest)
+    asked = config(tmp_path, experiment="rows", table="dupsampling", num_images=0, num_bound_images=3)
+    result = compare(asked)
+    rows = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{result.output}/dupsampling.csv").decode())))
+    ours = {(row["row"], row["runs"]): row for row in rows if row["runs"]}
+    assert set(ours) == {
+        ("table1_dupsampling_os16", "coded"),
+        ("table1_dupsampling_os16", "gone"),
+        ("table2_none", "coded"),
+        ("table2_none", "gone"),
+        ("table3_resnet50_vanilla_4", "vanilla"),
+        ("table3_xception65_vanilla_4", "vanilla"),
+    }
+    assert ours["table2_none", "gone"]["bound"] == "" != ours["table2_none", "gone"]["bound_note"]
+    assert 0 < float(ours["table2_none", "coded"]["bound"]) < 1
+    assert ours["table2_none", "coded"]["bound_images"] == "3"
+    assert float(ours["table2_none", "coded"]["mean_iou"]) == 0.25, "training's validation, as there is no evaluation"
+    page = storage.read_bytes(result.page).decode()
+    assert "Beside the paper" in page and "No mIoU* of gone" in page and "of 3 images of split" in page
+    assert "Beside Tian et al." in result.closing_line and "camvid (table2_none)" in result.closing_line
+    assert "dupsampling.csv" in storage.read_json(f"{result.output}/{MANIFEST}")["files"]
+
+
+def test_an_unknown_table_is_refused_before_anything_is_read(folder: Path) -> None:
+    with pytest.raises(ValueError, match="unknown --table 'fcn'; known: dupsampling"):
+        config(folder, table="fcn")
+    with pytest.raises(ValueError, match="--num-bound-images is 0"):
+        config(folder, num_bound_images=0)
+    with pytest.raises(ValueError, match=r"no run started from a recipe of table 'dupsampling': .*wide"):
+        compare(config(folder, table="dupsampling"))

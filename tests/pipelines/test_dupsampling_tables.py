@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipelines.comparison_table import DUPSAMPLING, decoder_flops
 from pipelines.recipes import RECIPES, find_recipe, recipe_to_dict
 from segcore.cost import decoder_multiply_adds
 from segcore.models import DUpsamplingConfig, SegmentationOutput, meta_model, needed_label_pca
@@ -11,27 +12,17 @@ DATASETS = ("voc", "camvid")
 CLASSES = {"voc": 21, "camvid": 11}
 ROWS = [name.partition(".")[2] for name in RECIPES if name.startswith("voc.table")]
 
-# Decoder FLOPs in billions as published: tables 2 and 3. Table 1 prints none.
-PUBLISHED_FLOPS = {
-    "table2_none": 0.80,
-    "table2_conv1_3": 1.13,
-    "table2_b1u2c3": 1.15,
-    "table2_b3u6c3": 1.23,
-    "table2_b1u2c3_b3u6c3": 1.58,
-    "table2_conv1_3_b3u6c3": 1.56,
-    "table3_resnet50_vanilla_4": 5.53,
-    "table3_resnet50_proposed_4": 1.15,
-    "table3_xception65_vanilla_4": 5.53,
-    "table3_xception65_proposed_4": 1.93,
-    "table3_xception65_vanilla_16": 0.41,
-    "table3_xception65_proposed_16": 1.98,
-}
 UNEXPLAINED_ROW = "table3_resnet50_vanilla_2_16"
+PUBLISHED_FLOPS = {
+    row: paper.decoder_gflops
+    for row, paper in DUPSAMPLING.items()
+    if paper.decoder_gflops is not None and row != UNEXPLAINED_ROW
+}
 
 
 def test_both_datasets_have_the_17_rows() -> None:
-    assert len(ROWS) == 17
-    assert set(PUBLISHED_FLOPS) == {row for row in ROWS if not row.startswith("table1")} - {UNEXPLAINED_ROW}
+    assert len(ROWS) == 17 and set(ROWS) == set(DUPSAMPLING)
+    assert len(PUBLISHED_FLOPS) == 12, "tables 2 and 3; table 1 prints none"
     for dataset in DATASETS:
         assert [name for name in RECIPES if name.startswith(f"{dataset}.table")] == [f"{dataset}.{row}" for row in ROWS]
 
@@ -70,8 +61,8 @@ def test_decoder_flops_are_the_papers(row: str, published: float) -> None:
     config = find_recipe(f"voc.{row}").model
     bias_adds = 33 * 33 * 21 * 256 if isinstance(config, DUpsamplingConfig) else 0
     flops = 2 * decoder_multiply_adds(meta_model(config, 21), 513, 513) + bias_adds
-    # The paper prints two decimals: 0.411 is "0.41".
     assert flops / 1e9 == pytest.approx(published, rel=0.01)
+    assert decoder_flops(config) == flops
 
 
 def test_two_features_fused_at_stride_2_cost_what_our_fusion_does() -> None:

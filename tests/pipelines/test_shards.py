@@ -19,6 +19,7 @@ from pipelines.shards import (
     parse_part,
     part_path,
     read_part,
+    spread_rows,
 )
 
 
@@ -152,3 +153,12 @@ def test_configuration_is_frozen(tmp_path: Path) -> None:
     dataset = open_dataset(write_dataset(tmp_path, {"train": [1]}))
     with pytest.raises(dataclasses.FrozenInstanceError):
         dataset.uri = "elsewhere"  # type: ignore[misc]
+
+
+def test_spread_rows_are_the_same_at_even_distances_over_all_parts(tmp_path: Path) -> None:
+    dataset = open_dataset(write_dataset(tmp_path, {"train": [1], "val": [4, 0, 5]}))
+    found = [row["class_pixels"][0] for row in spread_rows(dataset, "val", count=3, columns=("class_pixels",))]
+    assert found == [0, 0, 4], "the first of 9 rows, the fifth (the first of its part), and the last"
+    assert len(list(spread_rows(dataset, "val", count=100, columns=("height",)))) == 9
+    with pytest.raises(ValueError, match="no split 'test'"):
+        list(spread_rows(dataset, "test", count=1, columns=("height",)))

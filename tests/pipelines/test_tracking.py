@@ -63,6 +63,11 @@ def open_run(name: str, run_id: str | None = None) -> AbstractContextManager[tra
     )
 
 
+def test_parameters_are_flat_text() -> None:
+    values = {"a": {"b": (1, 2), "c": {"d": None}}, "e": 0.5}
+    assert tracking.flat_parameters(values) == {"a.b": "(1, 2)", "a.c.d": "None", "e": "0.5"}
+
+
 def test_a_run_records_parameters_metrics_tags_and_files(store: str) -> None:
     with open_run("complete") as run:
         run.log_metrics({"train/loss": 2.0, "val/iou/tree (tall)": 0.25, "val/iou/absent": float("nan")}, step=0)

@@ -1,19 +1,23 @@
-"""A prepared dataset of a few generated images, and model folders, for the tests of stages that only read them."""
+"""A prepared dataset of a few generated images, label PCAs and model folders, for tests of stages that read them."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from pipelines import storage
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.images import encode_labels_png
+from pipelines.label_pcas import LabelPCAFolder, save_label_pca
 from pipelines.manifests import write_manifest
 from pipelines.pictures import png_bytes
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_SCHEMA, parquet_bytes, part_path
 from segcore import IGNORE_INDEX
-from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.label_blocks import BlockStatistics
+from segcore.label_pca import solve
+from segcore.models import DeepLabV3PlusConfig, ModelConfig, build_model
 
 CLASS_NAMES = ("sky", "road", "tree (tall)", "never")
 PALETTE = ((70, 130, 180), (128, 64, 128), (107, 142, 35), (255, 255, 255))
@@ -93,6 +97,13 @@ def write_model(folder: Path, *, seed: int = 0, class_names: tuple[str, ...] = C
     model = build_model(network, len(class_names))
     with torch.no_grad():
         model.get_submodule("head.classifier").weight.normal_()
+    return save_tiny_model(folder, network, model, class_names=class_names)
+
+
+def save_tiny_model(
+    folder: Path, network: ModelConfig, model: nn.Module, *, class_names: tuple[str, ...] = CLASS_NAMES
+) -> str:
+    """Write a built network as a model folder; returns its path."""
     card = ModelCard(
         model_config=network,
         class_names=class_names,
@@ -107,3 +118,12 @@ def write_model(folder: Path, *, seed: int = 0, class_names: tuple[str, ...] = C
     )
     save_model(str(folder), model, card)
     return str(folder)
+
+
+def write_label_pca(folder: Path, pairs: list[Pair], *, block_side: int, num_components: int) -> LabelPCAFolder:
+    """Write the label PCA of these pairs' labels as `fit_label_pca` would."""
+    statistics = BlockStatistics.zero(block_side, len(CLASS_NAMES))
+    for _, labels_HW in pairs:
+        statistics.update(labels_HW)
+    code = solve(statistics, num_components=num_components)
+    return save_label_pca(str(folder), code, files={}, content={"class_names": CLASS_NAMES})

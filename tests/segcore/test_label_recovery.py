@@ -10,6 +10,8 @@ from segcore.label_pca import LabelPCA, solve
 from segcore.label_recovery import (
     METHODS,
     Recovery,
+    basis_prediction,
+    bilinear_prediction,
     bilinear_weights,
     class_shares,
     highest_class,
@@ -67,6 +69,14 @@ def test_ignored_pixels_are_not_scored_and_states_add_up() -> None:
         np.testing.assert_array_equal(first.mixed_confusion[method], whole.mixed_confusion[method])
         assert whole.confusion[method].sum() == valid
         assert 0 < whole.mixed_confusion[method].sum() < valid
+
+
+def test_each_method_can_be_had_alone() -> None:
+    labels_HW = disc_map(seed=9)
+    pca = fitted([labels_HW], 5)
+    together = predictions(pca, labels_HW)
+    np.testing.assert_array_equal(basis_prediction(pca, labels_HW), together["basis"])
+    np.testing.assert_array_equal(bilinear_prediction(labels_HW, block_side=R, num_classes=C), together["bilinear"])
 
 
 def test_confusions_are_those_of_the_cropped_predictions() -> None:
