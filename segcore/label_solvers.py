@@ -15,17 +15,19 @@ unit can stand in for. No linear code beats the PCA of the same length (Eckart a
 - Blocks enter as v/R, of norm at most 1, in minibatches; the loss is expanded, |v|^2 - 2 (V W) . a + a . (W^T W) a for
   the activations a before the last layer, and V W costs what the corners of regions cost (`segcore.label_products`).
 - Steps of the linear solvers are in units of 1/lambda, the top eigenvalue of the blocks' mean second moment (about
-  the commonest class's share of all pixels), which bounds the curvature. They rise over the first 5 % and fall as a
-  cosine. Gradients are clipped at lambda: while the leading directions grow they are steep, and momentum overshoots.
+  the commonest class's share of all pixels), which bounds the curvature. Learning rates rise over the first 5 % of the
+  steps and fall as a cosine. Gradients are clipped at lambda: without that `sgd` takes a third of the learning rate
+  and diverges above, because momentum overshoots while the leading directions grow.
+- With W^T W = I and P = W^T the loss's gradient is Oja's subspace rule, -2 (I - W W^T) v v^T W, a tangent.
 - Units at the end. `sgd`: columns of W have norm 1. `orthogonal_sgd`: principal axes within its span, as a PCA's, with
   canonical signs. `autoencoder`: the mean squared code is the captured energy per block, as a PCA's is.
 
 Equal rows, configuration and number of threads give equal bits; no global random state is read or changed.
 
 Source: Tian et al., "Decoders matter for semantic segmentation", CVPR 2019, arXiv 1903.02120, section 3.1, which names
-SGD, PCA and an autoencoder and gives no settings. Gradient W^T W = I: Oja, "A simplified neuron model as a principal
-component analyzer", J. Math. Biol. 1982, for one column; QR as retraction: Absil, Mahony and Sepulchre, "Optimization
-algorithms on matrix manifolds", 2008, example 4.1.3.
+SGD, PCA and an autoencoder and gives no settings. Oja, "A simplified neuron model as a principal component analyzer",
+J. Math. Biol. 1982, for one column; Absil, Mahony and Sepulchre, "Optimization algorithms on matrix manifolds", 2008,
+section 4.1, for the retraction by QR.
 """
 
 import math
@@ -54,9 +56,9 @@ class Defaults(NamedTuple):
 
 
 SOLVERS: dict[str, Defaults] = {
-    "sgd": Defaults(steps=3000, learning_rate=0.4),
-    "orthogonal_sgd": Defaults(steps=1500, learning_rate=0.5),
-    "autoencoder": Defaults(steps=3000, learning_rate=1e-3),
+    "sgd": Defaults(steps=2000, learning_rate=0.5),
+    "orthogonal_sgd": Defaults(steps=1000, learning_rate=0.5),
+    "autoencoder": Defaults(steps=2500, learning_rate=5e-3),
 }
 """Solvers by name, with settings that were measured on CamVid (docs/benchmarks.md, section label_codes)."""
 

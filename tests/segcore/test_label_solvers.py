@@ -19,7 +19,7 @@ from segcore.models.heads import DUpsampleHead
 
 R, C, P, HIDDEN = 8, 4, 10, 32
 D = C * R * R
-CONFIG = LearnConfig(steps=300, batch_size=128, hidden_channels=HIDDEN)
+CONFIG = LearnConfig(steps=200, batch_size=128, hidden_channels=HIDDEN)
 
 
 def region_maps(count: int, *, height: int = 48, width: int = 64) -> list[NDArray[np.uint8]]:
@@ -114,7 +114,7 @@ def test_sgd_comes_within_five_percent_of_the_pca() -> None:
 
 def test_the_autoencoder_is_comparable_and_has_the_units_of_a_pca() -> None:
     code = learned("autoencoder")
-    assert code.captured_energy > 0.97 * pca().captured_energy
+    assert code.captured_energy > 0.98 * pca().captured_energy
     energy_per_block = one_hot(label_blocks()).sum() / code.num_blocks
     assert code.mean_square_P.sum() == pytest.approx(code.captured_energy * energy_per_block)
     assert pca().mean_square_P.sum() == pytest.approx(pca().captured_energy * energy_per_block)
@@ -127,7 +127,7 @@ def test_labels_come_back_about_as_well_as_from_a_pca(solver: str) -> None:
         state.update(learned(solver), labels[:-3, :-5])
         reference.update(pca(), labels[:-3, :-5])
     found, expected = (np.trace(one.confusion["basis"]) / one.confusion["basis"].sum() for one in (state, reference))
-    assert found > expected - 0.015
+    assert found > expected - 0.01
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -186,7 +186,7 @@ def test_few_blocks_and_as_many_components_as_entries_are_no_trouble() -> None:
             block_side=2,
             num_classes=2,
             num_components=8,
-            config=LearnConfig(steps=150, hidden_channels=16, learning_rate=0.02 if solver == "autoencoder" else None),
+            config=LearnConfig(steps=150, hidden_channels=16),
             progress=done.append,
         )
         assert code.captured_energy > 0.95
