@@ -41,7 +41,7 @@ from segcore.label_code import LabelCode
 from segcore.label_krylov import EXTRA_COLUMNS, PASSES, RANDOM_COLUMNS, coarse_factor, krylov_bytes, solve_krylov
 from segcore.label_pca import PCA, LabelPCA, solve
 from segcore.label_recovery import Recovery, RecoveryCurve
-from segcore.label_solvers import SOLVERS, LearnConfig
+from segcore.label_solvers import SOLVERS, LearnConfig, resolved
 from segcore.metrics import scores
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class FitSettings:
         return replace(self, block_side=block_side, num_components=num_components, target_miou_bound=None, solver="pca")
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; of the settings that do not matter for the solver, none."""
-        values = asdict(self)
+        """As JSON values, with the solver's own settings; of those that do not matter for it, none."""
+        values = asdict(self) if self.solver == PCA else asdict(replace(self, learn=resolved(self.learn, self.solver)))
         for name in ("method", "centred") if self.solver != PCA else ("learn",):
             del values[name]
         return values

@@ -32,7 +32,7 @@ section 4.1, for the retraction by QR.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -106,6 +106,18 @@ class LearnConfig:
             raise ValueError(f"momentum is {self.momentum}, expected 0 up to but not 1")
 
 
+def resolved(config: LearnConfig, solver: str) -> LearnConfig:
+    """The configuration with the solver's own settings where it leaves them open.
+
+    Raises:
+        ValueError: unknown solver.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    own = SOLVERS[solver]
+    return replace(config, steps=config.steps or own.steps, learning_rate=config.learning_rate or own.learning_rate)
+
+
 class _Network(NamedTuple):
     """Weights are inputs x outputs, but D x inputs in the decoder's last layer: one column each that a block meets."""
 
@@ -161,8 +173,7 @@ def learn_code_of_rows(
     Raises:
         ValueError: see `learn_code`.
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    config = resolved(config or LearnConfig(), solver)
     if not 1 <= num_components <= rows.num_entries:
         raise ValueError(
             f"num_components is {num_components}; blocks of side {rows.block_side} with {rows.num_classes} classes "
@@ -170,7 +181,6 @@ def learn_code_of_rows(
         )
     if rows.num_blocks == 0:
         raise ValueError("the label blocks hold no valid pixel; check the split and the labels' ignore value")
-    config = config or LearnConfig()
     generator = torch.Generator().manual_seed(config.seed)
     network = _start(solver, rows.num_entries, num_components, config.hidden_channels, generator)
     _train(solver, network, rows, config, generator, progress)
@@ -207,8 +217,9 @@ def _train(
     progress: Callable[[int], None] | None,
 ) -> None:
     blocks = OneHotBlocks.from_rows(rows, scale=1 / rows.block_side)
-    steps = config.steps or SOLVERS[solver].steps
-    rate = config.learning_rate or SOLVERS[solver].learning_rate
+    assert config.steps is not None and config.learning_rate is not None, "resolved"
+    steps = config.steps
+    rate = config.learning_rate
     top = _top_eigenvalue(blocks, generator)
     unique = {id(part): part for layer in (*network.encoder, *network.decoder) for part in layer if part.requires_grad}
     parameters = list(unique.values())
