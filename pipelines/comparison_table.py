@@ -230,7 +230,7 @@ def _told_apart(
             if any(other.get(name) != value for other in namesakes)
         ]
         named.append((", ".join(part for part in (variant, *extra) if part), group))
-    return sorted(named, key=lambda one: (one[1][0].recipe_name, one[0]))
+    return sorted(named, key=lambda one: (one[1][0].recipe_name, one[0].count(", "), one[0]))  # least changed first
 
 
 def _circumstances(run: ComparedRun) -> dict[str, str]:
