@@ -118,14 +118,15 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
     torch.manual_seed(_epoch_seed(recipe.seed, epoch, worker.rank))  # dropout; makes resumed runs repeat themselves
     worker.network.train()
     learning_rate = worker.optimiser.param_groups[0]["lr"]
-    loss_sum = torch.zeros((), device=worker.device)
+    sums: dict[str, Tensor] = {}
     waited_seconds, last_shown = 0.0, 0.0
     began = asked = time.perf_counter()
     steps = 0
     metrics: dict[str, float] = {}
     for batch in islice(batches, job.steps_per_epoch):
         waited_seconds += time.perf_counter() - asked
-        loss_sum += _step(worker, batch)
+        for name, value in training_step(worker, batch).items():
+            sums[name] = sums[name] + value if name in sums else value
         steps += 1
         asked = time.perf_counter()
         if first and steps == 1:
@@ -138,7 +139,8 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
         if worker.rank == 0 and asked - last_shown > BOARD_SECONDS:
             last_shown = asked
             worker.board.advance.remote(epoch * job.steps_per_epoch + steps)
-    loss = _mean_over_workers(loss_sum / steps, worker.world_size)  # waits for the device
+    losses = {name: _mean_over_workers(value / steps, worker.world_size) for name, value in sums.items()}  # waits
+    loss = losses["loss"]
     seconds = time.perf_counter() - began
     if not np.isfinite(loss):
         raise ValueError(
@@ -146,7 +148,7 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
             "--optim.warmup-steps, or train in float32 (--precision float32)"
         )
     timed_steps = steps - 1 if first else steps
-    metrics |= {"train/loss": loss, "train/learning_rate": learning_rate}
+    metrics |= {f"train/{name}": value for name, value in losses.items()} | {"train/learning_rate": learning_rate}
     if timed_steps:
         metrics["train/images_per_second"] = timed_steps * recipe.batch_size / seconds
         metrics["train/data_wait_fraction"] = waited_seconds / seconds
@@ -158,18 +160,19 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
     return metrics
 
 
-def _step(worker: Worker, batch: Batch) -> Tensor:
-    """One optimiser step; the loss comes back on the device, not waited for."""
+def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
+    """One optimiser step; the loss, and its terms where there are several, come back on the device, not waited for."""
     images_N3HW = normalised(worker, batch.images_N3HW)
     labels_NHW = batch.labels_NHW.to(worker.device, non_blocking=True)
     model = cast(SegmentationModel, worker.network)
     with _autocast(worker):
-        loss = model.loss(worker.replica(images_N3HW), labels_NHW).total
+        terms = model.loss(worker.replica(images_N3HW), labels_NHW)
     worker.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)  # `loss.backward()`, with types
+    torch.autograd.backward(terms.total)  # `loss.backward()`, with types
     worker.optimiser.step()
     worker.schedule.step()
-    return loss.detach()
+    parts = {f"loss_{name}": value for name, value in terms.terms.items()} if len(terms.terms) > 1 else {}
+    return {"loss": terms.total.detach()} | parts
 
 
 def validate_share(worker: Worker) -> NDArray[np.int64]:

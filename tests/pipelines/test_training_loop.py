@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from pipelines.shards import PreparedDataset, open_dataset, read_part
-from pipelines.training_data import decoded
-from pipelines.training_loop import validate_share, validation_metrics
+from pipelines.training_data import Batch, decoded
+from pipelines.training_loop import training_step, validate_share, validation_metrics
 from pipelines.training_worker import Progress, TrainJob, Worker, normalised
+from segcore.label_blocks import BlockStatistics
+from segcore.label_pca import solve
 from segcore.metrics import confusion_matrix
-from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, build_model
 from segcore.optim import build_optimiser, poly_schedule
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
 
@@ -127,3 +129,26 @@ def test_the_training_state_is_read_without_unpickling_code(dataset: PreparedDat
         assert torch.equal(value, fresh.network.state_dict()[name]), name
     first = next(iter(worker.optimiser.state.values()))
     assert torch.equal(first["exp_avg"], next(iter(fresh.optimiser.state.values()))["exp_avg"])
+
+
+@pytest.mark.parametrize("code_loss_weight", [0.0, 0.5])
+def test_a_step_reports_the_loss_and_the_terms_of_a_sum(dataset: PreparedDataset, code_loss_weight: float) -> None:
+    plain = make_worker(dataset)
+    settings = DUpsampleConfig(num_components=4, code_loss_weight=code_loss_weight)
+    assert isinstance(plain.job.recipe.model, DeepLabV3PlusConfig)
+    model = dataclasses.replace(plain.job.recipe.model, decoder="dupsample", dupsample=settings)
+    statistics = BlockStatistics.zero(model.enlargement, dataset.num_classes)
+    labels = torch.from_numpy(np.tile(np.arange(64, dtype=np.uint8) // 23, (2, 64, 1)))
+    statistics.update(labels[0].numpy())
+    network = build_model(model, dataset.num_classes, label_pca=solve(statistics, num_components=4))
+    optimiser = build_optimiser(network, plain.job.recipe.optim)
+    schedule = poly_schedule(optimiser, plain.job.recipe.optim, total_steps=4)
+    worker = dataclasses.replace(plain, network=network, replica=network, optimiser=optimiser, schedule=schedule)
+    found = training_step(worker, Batch(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), labels))
+    if code_loss_weight == 0:
+        assert set(found) == {"loss"}
+        return
+    assert set(found) == {"loss", "loss_cross_entropy", "loss_code"}
+    total = found["loss_cross_entropy"] + code_loss_weight * found["loss_code"]
+    torch.testing.assert_close(found["loss"], total)
+    assert not found["loss"].requires_grad
