@@ -114,11 +114,11 @@ def section(origin: str, rows: list[tuple[str, ...]]) -> str:
     settings = ", ".join(f"`{name}` {default.steps} steps" for name, default in SOLVERS.items())
     return f"""## Label codes
 
-`python benchmarks/label_codes.py`, on {origin}; captured energy on the former, labels that come back on the latter.
-One thread, CPU seconds; one seed. Minibatches of {LearnConfig().batch_size} blocks; {settings};
-hidden layers of 2 P units.
+`python benchmarks/label_codes.py`, on {origin}: captured energy on the former,
+labels that come back on the latter. One thread, CPU seconds; one seed. Hidden layers of 2 P units.
+Minibatches of {LearnConfig().batch_size} blocks; {settings}.
 
-{table(HEADER, rows)}"""
+{table(HEADER, list(dict.fromkeys(rows)))}"""
 
 
 def main() -> None:

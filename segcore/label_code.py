@@ -34,7 +34,7 @@ class LabelCode(Protocol):
     """What networks, recovery and storage ask of a code.
 
     Attributes:
-        solver: how it was found: key of `pipelines.fit_label_pca.SOLVERS`.
+        solver: how it was found: `pca`, or a key of `segcore.label_solvers.SOLVERS`.
         encoder: layers from D entries to P components.
         decoder: layers from P components to D entries.
         mean_code_P: mean code of the blocks that it was fitted on.

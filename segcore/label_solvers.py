@@ -16,8 +16,8 @@ unit can stand in for. No linear code beats the PCA of the same length (Eckart a
   the activations a before the last layer, and V W costs what the corners of regions cost (`segcore.label_products`).
 - Steps of the linear solvers are in units of 1/lambda, the top eigenvalue of the blocks' mean second moment (about
   the commonest class's share of all pixels), which bounds the curvature. Learning rates rise over the first 5 % of the
-  steps and fall as a cosine. Gradients are clipped at lambda: without that `sgd` takes a third of the learning rate
-  and diverges above, because momentum overshoots while the leading directions grow.
+  steps and fall as a cosine. Gradients are clipped at lambda: without that `sgd` diverged at less than half the
+  learning rate, because momentum overshoots while the leading directions grow.
 - With W^T W = I and P = W^T the loss's gradient is Oja's subspace rule, -2 (I - W W^T) v v^T W, a tangent.
 - Units at the end. `sgd`: columns of W have norm 1. `orthogonal_sgd`: principal axes within its span, as a PCA's, with
   canonical signs. `autoencoder`: the mean squared code is the captured energy per block, as a PCA's is.
