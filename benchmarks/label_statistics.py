@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -225,8 +224,7 @@ def two_processes(labels: LabelMaps, block_side: int) -> tuple[Comparison, float
     """(d): seconds from the command to start until the statistics of all files lie in this process.
 
     Processes are started before, and have compiled and met every file; the state of a single one is not sent. The
-    number beside is the same ratio of processor times, the slower process's and the merge's: what cores that nobody
-    else uses would show, but for waiting on each other.
+    number beside is the same ratio where both sides decode and nothing else: what the machine has to give.
     """
     context = multiprocessing.get_context("spawn")
     connections, processes = [], []
@@ -239,22 +237,22 @@ def two_processes(labels: LabelMaps, block_side: int) -> tuple[Comparison, float
     for connection in connections:
         connection.recv()
 
-    processor: dict[str, list[float]] = {"one": [], "two": []}
+    def run(command: str, workers: list[Connection]) -> None:
+        for connection in workers:
+            connection.send(command)
+        states = [BlockStatistics.from_arrays(found) for connection in workers if (found := connection.recv())]
+        for other in states[1:]:
+            states[0].merge(other)
 
-    def one() -> None:
-        connections[0].send("all")
-        processor["one"].append(connections[0].recv()[0])
-
-    def two() -> None:
-        started = time.process_time()
-        for connection in connections:
-            connection.send("half")
-        (seconds, arrays), (other_seconds, other_arrays) = (connection.recv() for connection in connections)
-        state = BlockStatistics.from_arrays(arrays)
-        state.merge(BlockStatistics.from_arrays(other_arrays))
-        processor["two"].append(max(seconds, other_seconds) + time.process_time() - started)
-
-    seconds = interleaved_seconds({"one": one, "two": two}, rounds=PROCESS_ROUNDS)
+    seconds = interleaved_seconds(
+        {
+            "one": lambda: run("count all", connections[:1]),
+            "two": lambda: run("count half", connections),
+            "one decodes": lambda: run("decode all", connections[:1]),
+            "two decode": lambda: run("decode half", connections),
+        },
+        rounds=PROCESS_ROUNDS,
+    )
     for connection, process in zip(connections, processes, strict=True):
         connection.send("end")
         process.join()
@@ -264,11 +262,11 @@ def two_processes(labels: LabelMaps, block_side: int) -> tuple[Comparison, float
         peer=statistics.median(seconds["one"]),
         ratio=median_ratio(seconds["one"], seconds["two"]),
     )
-    return comparison, median_ratio(processor["one"], processor["two"])
+    return comparison, median_ratio(seconds["one decodes"], seconds["two decode"])
 
 
 def count_on_command(connection: Connection, labels: LabelMaps, block_side: int, start: int) -> None:
-    """One of the two processes: decodes and counts all files, or every second one from `start` on."""
+    """One of the two processes: decodes, or decodes and counts, all files, or every second one from `start` on."""
 
     def count(pngs: Sequence[bytes]) -> BlockStatistics:
         state = BlockStatistics.zero(block_side, labels.num_classes)
@@ -280,10 +278,14 @@ def count_on_command(connection: Connection, labels: LabelMaps, block_side: int,
         count(labels.pngs)
         connection.send("ready")
         while (command := connection.recv()) != "end":
-            started = time.process_time()
-            state = count(labels.pngs if command == "all" else labels.pngs[start::2])
-            arrays = None if command == "all" else state.to_arrays()
-            connection.send((time.process_time() - started, arrays))
+            pngs = labels.pngs[start::2] if command.endswith("half") else labels.pngs
+            if command.startswith("decode"):
+                for png in pngs:
+                    decode(png)
+                connection.send(None)
+                continue
+            state = count(pngs)
+            connection.send(state.to_arrays() if command.endswith("half") else None)
 
 
 def spread(labels: LabelMaps, num_maps: int) -> list[Map]:
@@ -305,7 +307,7 @@ def one_hot_rows(maps: Sequence[Map], block_side: int, num_classes: int) -> NDAr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Results:
-    """One comparison per block side for each letter; beside (c) the linearity, beside (d) the ratio of CPU times."""
+    """One comparison per block side for each letter; beside (c) the linearity, beside (d) decoding alone."""
 
     decoding: list[Comparison]
     peers: list[Comparison]
@@ -360,9 +362,9 @@ Target: at least {TARGETS["whole"][0]:.0f}.
 (d) Decoding and statistics of all maps by one process and by two that take every second file each, sending and merging
 their states included, starting them not; median over {PROCESS_ROUNDS} rounds. Target at R = 8: at least
 {TARGETS["processes"][0]}. Other load on the cores takes from two processes first; the load average before and after
-these rounds was {results.load}. The last column is the same ratio of processor times, which other load hardly touches.
+these rounds was {results.load}. The last column is the same ratio of decoding alone: what the machine has to give.
 
-{table(("R", "one process s", "two processes s", "ratio", "of CPU times"), processes)}"""
+{table(("R", "one process s", "two processes s", "ratio", "of decoding alone"), processes)}"""
 
 
 def row(comparison: Comparison, ratio: str) -> tuple[str, ...]:
