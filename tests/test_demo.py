@@ -13,6 +13,8 @@ from pipelines.datasets.scenes import ScenesConfig
 from pipelines.demo import DemoConfig, DemoResult, demo
 from pipelines.recipes import Recipe, find_recipe
 
+pytestmark = pytest.mark.slow  # two trainings and every other stage: two minutes, a sixth of the quick tests
+
 SMALL = DemoConfig(scenes=ScenesConfig(num_train=16, num_val=3, height=64, width=96), epochs=1, num_images=3, workers=1)
 
 
