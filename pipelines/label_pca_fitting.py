@@ -36,7 +36,7 @@ from pipelines.label_pca_tasks import (
 )
 from pipelines.progress import progress
 from pipelines.shards import Part, PreparedDataset
-from segcore.label_blocks import MAX_ENTRIES, BlockStatistics, check_block_shape, solve_bytes
+from segcore.label_blocks import MAX_ENTRIES, BlockStatistics, check_block_shape, check_exact_size, solve_bytes
 from segcore.label_code import LabelCode
 from segcore.label_krylov import EXTRA_COLUMNS, PASSES, RANDOM_COLUMNS, coarse_factor, krylov_bytes, solve_krylov
 from segcore.label_pca import PCA, LabelPCA, solve
@@ -150,7 +150,7 @@ def make_plan(dataset: PreparedDataset, settings: FitSettings, *, workers: int) 
     entries = num_classes * block_side**2
     exact = entries <= MAX_ENTRIES if settings.method == "auto" else settings.method == "exact"
     if exact:
-        BlockStatistics.zero(block_side, num_classes)  # raises where it is too large; takes no memory before it counts
+        check_exact_size(block_side=block_side, num_classes=num_classes)
         # Tiles in int32; twice, since noise-like blocks have a second set. A merge adds two of them up in int64.
         return Plan(
             block_side=block_side,

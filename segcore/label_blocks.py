@@ -149,11 +149,10 @@ class BlockStatistics:
             ValueError: not a uint8 map, or a value is neither a class nor ignored; nothing has been added then.
         """
         block_map = checked_words(labels_HW, block_side=self.block_side, num_classes=self.num_classes)
-        num_blocks = block_map.words.size // (block_map.words_per_block * self.block_side)
-        if num_blocks == 0:
+        if block_map.num_blocks == 0:
             return
-        self._corners.reserve(num_blocks)
-        self._pixels.reserve(num_blocks)
+        self._corners.reserve(block_map.num_blocks)
+        self._pixels.reserve(block_map.num_blocks)
         blocks, noisy = accumulate(
             *block_map,
             self._corners.counts.reshape(-1),

@@ -45,6 +45,11 @@ class LabelWords(NamedTuple):
     block_side: int
     num_classes: int
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the map, with or without a valid pixel."""
+        return self.words.size // (self.words_per_block * self.block_side)
+
 
 class Entries(NamedTuple):
     """Entries of one block in scan order: class, position row*R + column, value."""

@@ -27,7 +27,14 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from segcore.label_blocks import MAX_ENTRIES, BlockStatistics, check_block_shape
-from segcore.label_pca import SOLVE_THREADS, LabelPCA, canonical_signs, leading_eigenvectors
+from segcore.label_pca import (
+    ROWS_AT_ONCE,
+    SOLVE_THREADS,
+    LabelPCA,
+    canonical_signs,
+    centre_moments,
+    leading_eigenvectors,
+)
 from segcore.label_rows import LabelRows
 
 EXTRA_COLUMNS = 16
@@ -45,8 +52,6 @@ SCALE = 2**24
 
 RANK_TOLERANCE = 1e-12
 """Directions whose energy is below this share of the largest are left out: rounding has made them."""
-
-_ROWS_AT_ONCE = 4096
 
 Product = NDArray[np.int64] | NDArray[np.float64]
 """G Omega, exact, or centred."""
@@ -137,8 +142,8 @@ def centre(
     with threadpool_limits(limits=SOLVE_THREADS):
         mean_L = (counts_D / num_blocks) @ block_DL.astype(np.float64)
     centred_DL = product_DL.astype(np.float64)
-    for row in range(0, len(centred_DL), _ROWS_AT_ONCE):
-        rows = slice(row, row + _ROWS_AT_ONCE)
+    for row in range(0, len(centred_DL), ROWS_AT_ONCE):
+        rows = slice(row, row + ROWS_AT_ONCE)
         centred_DL[rows] -= np.outer(counts_D[rows], mean_L)
     return centred_DL
 
@@ -262,10 +267,7 @@ def _coarse_eigenvectors(coarse: BlockStatistics, wanted: int, centred: bool) ->
         return np.eye(coarse.num_classes * coarse.block_side**2, wanted)
     moments_DD = coarse.moments()
     if centred:
-        counts_D = np.diag(moments_DD).copy()
-        for row in range(0, len(moments_DD), _ROWS_AT_ONCE):
-            rows = slice(row, row + _ROWS_AT_ONCE)
-            moments_DD[rows] -= np.outer(counts_D[rows], counts_D / coarse.num_blocks)
+        centre_moments(moments_DD, coarse.num_blocks)
         if not moments_DD.any():
             return np.eye(len(moments_DD), wanted)
     return leading_eigenvectors(moments_DD, wanted)[1]
@@ -276,7 +278,7 @@ def _nystroem_factor(blocks: Sequence[NDArray[np.int32]], products: Sequence[Pro
     columns = np.cumsum([0, *(block_DL.shape[1] for block_DL in blocks)])
     gram_LL = np.zeros((columns[-1], columns[-1]))
     entries = len(blocks[0])
-    slices = [slice(row, row + _ROWS_AT_ONCE) for row in range(0, entries, _ROWS_AT_ONCE)]
+    slices = [slice(row, row + ROWS_AT_ONCE) for row in range(0, entries, ROWS_AT_ONCE)]
     for rows in slices:
         gram_LL += _stack(blocks, rows).T @ _stack(products, rows)
     energies_L, vectors_LL = scipy.linalg.eigh((gram_LL + gram_LL.T) / 2)

@@ -28,6 +28,9 @@ PCA = "pca"
 SOLVE_THREADS = 1
 """Threads of the solve: another number changes the last bits of the basis, and two cores that others use are slower."""
 
+ROWS_AT_ONCE = 4096
+"""Rows of a matrix of D rows that are worked on together, to hold no second matrix."""
+
 LANCZOS_MIN_ENTRIES = 2048
 LANCZOS_MIN_ENTRIES_PER_COMPONENT = 40
 """Lanczos (ARPACK) beats a dense eigensolver where few eigenvectors of a large matrix are asked for (measured)."""
@@ -144,7 +147,7 @@ def solve(statistics: BlockStatistics, *, num_components: int, centred: bool = F
     moments_DD = statistics.moments()
     counts_D = np.diag(moments_DD).copy()
     if centred:
-        moments_DD -= np.outer(counts_D, counts_D) / statistics.num_blocks
+        centre_moments(moments_DD, statistics.num_blocks)
     with threadpool_limits(limits=SOLVE_THREADS):
         eigenvalues_P, basis_DP = leading_eigenvectors(moments_DD, num_components)
     return LabelPCA(
@@ -157,6 +160,14 @@ def solve(statistics: BlockStatistics, *, num_components: int, centred: bool = F
         total_energy=float(np.trace(moments_DD)),
         num_blocks=statistics.num_blocks,
     )
+
+
+def centre_moments(moments_DD: NDArray[np.float64], num_blocks: int) -> None:
+    """G - n n^T / M in place, with n = diag(G) and M = `num_blocks`; some rows at a time, without a second matrix."""
+    counts_D = np.diag(moments_DD).copy()
+    for row in range(0, len(moments_DD), ROWS_AT_ONCE):
+        rows = slice(row, row + ROWS_AT_ONCE)
+        moments_DD[rows] -= np.outer(counts_D[rows], counts_D) / num_blocks
 
 
 def canonical_signs(basis_DP: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -90,7 +90,7 @@ class LabelRows:
             ValueError: not a uint8 map, or a value is neither a class nor ignored; nothing has been added then.
         """
         block_map = checked_words(labels_HW, block_side=self.block_side, num_classes=self.num_classes)
-        num_blocks = block_map.words.size // (block_map.words_per_block * self.block_side)
+        num_blocks = block_map.num_blocks
         if num_blocks == 0:
             return
         # A row has at most as many entries as pixels. Pages that stay empty are never allocated.

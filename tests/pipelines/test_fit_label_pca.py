@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,19 @@ def counted_here(dataset: PreparedDataset, split: str) -> BlockStatistics:
         for label in read_part(dataset, part)["label"].to_pylist():
             statistics.update(decode_labels(label).astype(np.uint8))
     return statistics
+
+
+def killed_once(task: Callable[..., Iterator[Any]], marker: Path) -> Callable[..., Iterator[Any]]:
+    """The task; the worker with three parts dies after its first one, the first time."""
+
+    def dies_once(parts: Sequence[Part], *arguments: Any) -> Iterator[Any]:
+        for index, item in enumerate(task(parts, *arguments)):
+            yield item
+            if index == 0 and len(parts) == 3 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return dies_once
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -166,18 +179,12 @@ def test_a_dataset_without_val_is_measured_on_its_own_split(tmp_path: Path) -> N
 @pytest.mark.usefixtures("ray_session")
 def test_the_parts_of_a_killed_worker_are_counted_again_and_once(data: str, tmp_path: Path) -> None:
     marker = tmp_path / "killed"
-
-    def dies_once(parts: Sequence[Part], dataset: PreparedDataset, block_side: int) -> Iterator[Any]:
-        for index, item in enumerate(count_blocks(parts, dataset, block_side)):
-            yield item
-            if index == 0 and len(parts) == 3 and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-
     dataset = open_dataset(data)
     parts = dataset.split("train").parts
     rows: list[int] = []
-    (references,) = run_shares(dies_once, share_out(parts, 2), dataset, SIDE, on_part=rows.append)
+    (references,) = run_shares(
+        killed_once(count_blocks, marker), share_out(parts, 2), dataset, SIDE, on_part=rows.append
+    )
     merged = BlockStatistics.from_arrays(fetch(merge_tree(references, merge_counts)))
     assert marker.exists()
     assert merged.digest() == counted_here(dataset, "train").digest()
@@ -296,19 +303,11 @@ def test_large_blocks_are_left_to_the_krylov_method(
 @pytest.mark.usefixtures("ray_session")
 def test_the_compressed_rows_of_a_killed_worker_are_collected_again_and_once(data: str, tmp_path: Path) -> None:
     marker = tmp_path / "killed"
-
-    def dies_once(parts: Sequence[Part], dataset: PreparedDataset, block_side: int, factor: int) -> Iterator[Any]:
-        for index, item in enumerate(collect_rows(parts, dataset, block_side, factor)):
-            yield item
-            if index == 0 and len(parts) == 3 and not marker.exists():
-                marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-
     dataset = open_dataset(data)
     parts = dataset.split("train").parts
     images: list[int] = []
     coarse, sums, rows = run_shares(
-        dies_once, share_out(parts, 2), dataset, SIDE, 2, on_part=images.append, num_results=3
+        killed_once(collect_rows, marker), share_out(parts, 2), dataset, SIDE, 2, on_part=images.append, num_results=3
     )
     assert marker.exists() and sum(images) == NUM_TRAIN
     expected = counted_here(dataset, "train")
