@@ -2,7 +2,7 @@
 
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
-from segcore.backbones.weights import load_backbone_weights
+from segcore.backbones.weights import fitting_weights, load_backbone_weights
 
 __all__ = [
     "BACKBONES",
@@ -11,5 +11,6 @@ __all__ = [
     "Backbone",
     "BackboneSpec",
     "build_backbone",
+    "fitting_weights",
     "load_backbone_weights",
 ]

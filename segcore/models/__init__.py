@@ -1,15 +1,16 @@
 """Networks by name: `MODELS`, their configs, and how to build, save and restore one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
-from segcore.models.contract import LossTerms, SegmentationModel, SegmentationOutput
+from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
 from segcore.models.deeplab import DeepLabV3Plus, DeepLabV3PlusConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 
@@ -19,6 +20,12 @@ MODELS: dict[str, type[ModelConfig]] = {
     "deeplab_v3plus": DeepLabV3PlusConfig,
     "dupsampling": DUpsamplingConfig,
 }
+
+_NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    DeepLabV3PlusConfig: DeepLabV3Plus,
+    DUpsamplingConfig: DUpsampling,
+}
+"""The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
     "MODELS",
@@ -35,6 +42,7 @@ __all__ = [
     "build_model",
     "config_from_dict",
     "config_to_dict",
+    "load_pretrained",
     "meta_model",
     "needed_label_pca",
     "restore_model",
@@ -125,11 +133,22 @@ def _build_blank(config: ModelConfig, num_classes: int) -> nn.Module:
     return _build(config, num_classes, code)
 
 
+def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill a network's backbone from an image classifier's state dict.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place in the backbone; nothing is changed then.
+    """
+    backbone = model.get_submodule("backbone")
+    if isinstance(backbone, Backbone):
+        load_backbone_weights(backbone, state_dict)
+    else:  # parts of the classifier live on beside its features
+        cast(PretrainedPart, backbone).load_classifier(state_dict)
+
+
 def _build(config: ModelConfig, num_classes: int, code: BlockCode | None) -> nn.Module:
-    if isinstance(config, DUpsamplingConfig):
-        assert code is not None
-        return DUpsampling(config, num_classes, code)
-    return DeepLabV3Plus(config, num_classes, code)
+    network: nn.Module = _NETWORKS[type(config)](config, num_classes, code)
+    return network
 
 
 def network_name(config: ModelConfig) -> str:

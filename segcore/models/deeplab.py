@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from segcore.backbones import OUTPUT_STRIDES, Backbone, build_backbone
+from segcore.backbones import Backbone, build_backbone
 from segcore.backbones.catalogue import backbone_spec
 from segcore.layers import (
     ASPP,
@@ -34,8 +34,9 @@ from segcore.layers import (
     upsample,
 )
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
+from segcore.models.config_checks import check_dropout_and_momentum, check_output_stride, check_positive
 from segcore.models.contract import LossTerms, SegmentationOutput
-from segcore.models.heads import Decoder, build_head, check_decoder
+from segcore.models.heads import Decoder, build_head, check_decoder, pointwise
 
 LOW_LEVEL_STRIDES = (2, 4, 8, 16)
 
@@ -79,22 +80,17 @@ class DeepLabV3PlusConfig:
 
     def __post_init__(self) -> None:
         backbone_spec(self.backbone)
-        if self.output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride is {self.output_stride}; it must be one of {OUTPUT_STRIDES}")
+        check_output_stride(self.output_stride)
         features = self.low_level_features
         if len(set(features)) != len(features) or not set(features) <= set(LOW_LEVEL_STRIDES):
             raise ValueError(
                 f"low_level_features are {features}; expected different strides out of {LOW_LEVEL_STRIDES}"
             )
-        for name in ("aspp_channels", "low_level_channels", "decoder_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_positive(self, "aspp_channels", "low_level_channels", "decoder_channels")
         check_decoder(self.decoder, enlargement=self.enlargement)
-        if not 0 <= self.aspp_dropout < 1 or not 0 < self.batch_norm_momentum <= 1:
-            raise ValueError(
-                f"aspp_dropout is {self.aspp_dropout} and batch_norm_momentum {self.batch_norm_momentum}; "
-                "expected [0, 1) and (0, 1]"
-            )
+        check_dropout_and_momentum(
+            dropout=self.aspp_dropout, batch_norm_momentum=self.batch_norm_momentum, dropout_name="aspp_dropout"
+        )
 
     @property
     def enlargement(self) -> int:
@@ -175,7 +171,9 @@ class DeepLabV3Plus(nn.Module):
             self.decoder = LowLevelDecoder(config, self.backbone)
             initialise_convolutions(self.decoder)
             width = config.decoder_channels
-        self.head = build_head(width, num_classes, enlargement=config.enlargement, config=config.dupsample, code=code)
+        self.head = build_head(
+            pointwise(width), num_classes, enlargement=config.enlargement, config=config.dupsample, code=code
+        )
         set_batch_norm_momentum(self, config.batch_norm_momentum)
 
     def forward(self, images_N3HW: Tensor) -> SegmentationOutput:
