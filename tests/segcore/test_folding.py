@@ -37,7 +37,7 @@ def test_every_network_computes_the_same_without_any_normalisation(backbone: str
     images = torch.randn(1, 3, 65, 98)
     with torch.inference_mode():
         expected = model(images).logits_NCHW
-        assert fold_batch_norm(model, torch.randn(1, 3, 64, 64)) == norms > 30
+        assert fold_batch_norm(model, torch.randn(1, 3, 64, 64)) == norms >= 14  # the decoder has 14, VGG-16 none
         assert norms_of(model) == 0
         found = model(images).logits_NCHW
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
