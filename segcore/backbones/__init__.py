@@ -2,6 +2,8 @@
 
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
+from segcore.backbones.dense_vgg import DenseVGG
+from segcore.backbones.vgg import FullyConnected
 from segcore.backbones.weights import fitting_weights, load_backbone_weights
 
 __all__ = [
@@ -10,6 +12,8 @@ __all__ = [
     "OUTPUT_STRIDES",
     "Backbone",
     "BackboneSpec",
+    "DenseVGG",
+    "FullyConnected",
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",

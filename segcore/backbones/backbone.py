@@ -9,7 +9,7 @@ from timm.models.xception_aligned import XceptionAligned, XceptionModule
 from torch import Tensor, nn
 
 from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
-from segcore.backbones.vgg import VGG16, VGG16_CHANNELS
+from segcore.backbones.vgg import VGG16, VGG16_CHANNELS, VGGLayout
 
 
 class Backbone(nn.Module):
@@ -37,29 +37,37 @@ class Backbone(nn.Module):
         body: the timm module; its state dict has timm's names.
     """
 
-    def __init__(self, name: str, *, output_stride: int, in_channels: int = 3, overlapping_pools: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int,
+        in_channels: int = 3,
+        vgg_layout: VGGLayout = "classifier",
+        multi_grid: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         spec = backbone_spec(name)
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output stride {output_stride} is not one of {OUTPUT_STRIDES}")
         is_vgg = spec.architecture.startswith("vgg16")
-        if overlapping_pools and not is_vgg:
-            raise ValueError(f"backbone {name!r} has no pools to overlap; choose vgg16 or vgg16_bn")
+        if vgg_layout != "classifier" and not is_vgg:
+            raise ValueError(f"backbone {name!r} has no layout {vgg_layout!r}; choose vgg16 or vgg16_bn")
         self.name = name
         self.output_stride = output_stride
         self.feature_strides = {stride: min(stride, output_stride) for stride in FEATURE_STRIDES}
         self.size_multiple = output_stride if spec.same_padding else 1
         if is_vgg:
+            batch_norm = spec.architecture.endswith("_bn")
             self.body: nn.Module = VGG16(
-                output_stride=output_stride,
-                in_channels=in_channels,
-                batch_norm=spec.architecture.endswith("_bn"),
-                overlapping_pools=overlapping_pools,
+                output_stride=output_stride, in_channels=in_channels, batch_norm=batch_norm, layout=vgg_layout
             )
             channels: Sequence[int] = VGG16_CHANNELS
         else:
             self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
         self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
+        if multi_grid:
+            _multiply_dilations(self, multi_grid)
 
     def forward(self, images_NKHW: Tensor) -> dict[int, Tensor]:
         """Features by nominal stride; images are normalised with the backbone's own mean and std."""
@@ -69,19 +77,46 @@ class Backbone(nn.Module):
         return dict(zip(FEATURE_STRIDES, features, strict=True))
 
 
-def build_backbone(name: str, *, output_stride: int, in_channels: int = 3, overlapping_pools: bool = False) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    output_stride: int,
+    in_channels: int = 3,
+    vgg_layout: VGGLayout = "classifier",
+    multi_grid: tuple[int, ...] = (),
+) -> Backbone:
     """Build a backbone with random weights; nothing is downloaded.
 
     Args:
         name: key of `BACKBONES`.
         output_stride: stride of the coarsest map.
         in_channels: of the images.
-        overlapping_pools: 3x3 instead of 2x2 pools (VGG-16 alone), as DeepLab V1 and V2 have them.
+        vgg_layout: of VGG-16: its own, or that of two networks on it; see `VGG16`.
+        multi_grid: factors on the dilation of the last stage's blocks, one for each (ResNets alone). DeepLabV3, section
+            3.2: (1, 2, 4). Weights stay the same, and so does what is said above of output strides.
 
     Raises:
-        ValueError: unknown name (the message lists the known ones) or output stride, or there are no pools.
+        ValueError: unknown name (the message lists the known ones) or output stride, or an option that this backbone
+            does not have.
     """
-    return Backbone(name, output_stride=output_stride, in_channels=in_channels, overlapping_pools=overlapping_pools)
+    return Backbone(
+        name, output_stride=output_stride, in_channels=in_channels, vgg_layout=vgg_layout, multi_grid=multi_grid
+    )
+
+
+def _multiply_dilations(backbone: Backbone, multi_grid: tuple[int, ...]) -> None:
+    last_stage = getattr(backbone.body, "layer4", None)
+    if last_stage is None or len(last_stage) != len(multi_grid):
+        blocks = "no such stage" if last_stage is None else f"a last stage of {len(last_stage)} blocks"
+        raise ValueError(
+            f"multi_grid is {multi_grid} and backbone {backbone.name!r} has {blocks}; it is for ResNets, with one "
+            "factor for each block of the last stage"
+        )
+    for block, factor in zip(last_stage, multi_grid, strict=True):
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                dilation = factor * layer.dilation[0]
+                layer.dilation, layer.padding = (dilation, dilation), (dilation, dilation)
 
 
 def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> tuple[nn.Module, list[int]]:

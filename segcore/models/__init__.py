@@ -11,18 +11,38 @@ from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
-from segcore.models.deeplab import DeepLabV3Plus, DeepLabV3PlusConfig
+from segcore.models.deeplab import (
+    DeepLabV1,
+    DeepLabV1Config,
+    DeepLabV2,
+    DeepLabV2Config,
+    DeepLabV3,
+    DeepLabV3Config,
+    DeepLabV3Plus,
+    DeepLabV3PlusConfig,
+)
+from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 
-ModelConfig = DeepLabV3PlusConfig | DUpsamplingConfig
+ModelConfig = (
+    DeepLabV1Config | DeepLabV2Config | DeepLabV3Config | DeepLabV3PlusConfig | DilatedContextConfig | DUpsamplingConfig
+)
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "deeplab_v1": DeepLabV1Config,
+    "deeplab_v2": DeepLabV2Config,
+    "deeplab_v3": DeepLabV3Config,
     "deeplab_v3plus": DeepLabV3PlusConfig,
+    "dilated_context": DilatedContextConfig,
     "dupsampling": DUpsamplingConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    DeepLabV1Config: DeepLabV1,
+    DeepLabV2Config: DeepLabV2,
+    DeepLabV3Config: DeepLabV3,
     DeepLabV3PlusConfig: DeepLabV3Plus,
+    DilatedContextConfig: DilatedContext,
     DUpsamplingConfig: DUpsampling,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
@@ -32,8 +52,16 @@ __all__ = [
     "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",
+    "DeepLabV1",
+    "DeepLabV1Config",
+    "DeepLabV2",
+    "DeepLabV2Config",
+    "DeepLabV3",
+    "DeepLabV3Config",
     "DeepLabV3Plus",
     "DeepLabV3PlusConfig",
+    "DilatedContext",
+    "DilatedContextConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",
