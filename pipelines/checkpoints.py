@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pipelines import storage
 from pipelines.manifests import code_commit, digest, read_manifest, write_manifest
-from segcore.models import ModelConfig, config_from_dict, config_to_dict, restore_model
+from segcore.inference import InferenceConfig, inference_from_dict
+from segcore.models import ModelConfig, at_output_stride, config_from_dict, config_to_dict, restore_model
 
 KIND = "model"
 WEIGHTS_FILE = "model.safetensors"
@@ -112,12 +113,16 @@ def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
     return folder_digest
 
 
-def load_model(uri: str) -> ModelBundle:
+def load_model(uri: str, *, output_stride: int = 0) -> ModelBundle:
     """Load a model folder and prove that it is complete and unchanged.
+
+    Args:
+        uri: the folder.
+        output_stride: of the network that the weights are put into; 0: as it was trained.
 
     Raises:
         ValueError: there is no manifest, a file is missing or changed, or the weights do not fit the network; the
-            message names the file.
+            message names the file. Or the network has no such output stride.
     """
     manifest = read_manifest(uri, kind=KIND)
     content = {name: _read_verified(uri, name, entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -126,8 +131,22 @@ def load_model(uri: str) -> ModelBundle:
         raise ValueError(f"the manifest of model folder {uri!r} lists no {sorted(missing)[0]}; train or copy it again")
     card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
     state = read_state(content[WEIGHTS_FILE], origin=storage.join(uri, WEIGHTS_FILE))
-    model = restore_model(card.model_config, card.num_classes, state)
+    network = at_output_stride(card.model_config, output_stride) if output_stride else card.model_config
+    model = restore_model(network, card.num_classes, state)
     return ModelBundle(model=model, card=card, digest=manifest["digest"], uri=uri)
+
+
+def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: bool) -> InferenceConfig:
+    """How a stage shows images to a model: as it was told, or as the model's recipe says.
+
+    Raises:
+        ValueError: both were asked for.
+    """
+    if not as_in_recipe:
+        return given
+    if given != InferenceConfig():
+        raise ValueError("--recipe-inference and --inference.* exclude each other; give one of them")
+    return inference_from_dict(card.recipe.get("inference", {}))
 
 
 def read_card(uri: str) -> tuple[ModelCard, str]:

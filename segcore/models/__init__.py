@@ -1,7 +1,7 @@
 """Networks by name: `MODELS`, their configs, and how to build, save and restore one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -67,6 +67,7 @@ __all__ = [
     "ModelConfig",
     "SegmentationModel",
     "SegmentationOutput",
+    "at_output_stride",
     "build_model",
     "config_from_dict",
     "config_to_dict",
@@ -139,6 +140,28 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
             f"use the config that they were saved with. {error}"
         ) from error
     return model.eval()
+
+
+def at_output_stride(config: ModelConfig, output_stride: int) -> ModelConfig:
+    """The same network at another output stride; its weights fit both (`restore_model`).
+
+    Raises:
+        ValueError: the network has one output stride alone, or its data-dependent decoder is fitted to this one.
+    """
+    if output_stride == config.output_stride:
+        return config
+    if "output_stride" not in {field.name for field in fields(config)}:
+        raise ValueError(
+            f"network {network_name(config)!r} has output stride {config.output_stride} alone; "
+            f"leave out output stride {output_stride}"
+        )
+    changed: ModelConfig = replace(config, output_stride=output_stride)  # type: ignore[arg-type]  # checked above
+    if needed_label_pca(changed) != needed_label_pca(config):
+        raise ValueError(
+            f"network {network_name(config)!r} expands blocks of {config.enlargement} pixels, its output stride in "
+            f"training; it cannot be evaluated at output stride {output_stride}"
+        )
+    return changed
 
 
 def meta_model(config: ModelConfig, num_classes: int) -> nn.Module:

@@ -23,6 +23,7 @@ from segcore.models import (
     DUpsamplingConfig,
     ModelConfig,
     SegmentationOutput,
+    at_output_stride,
     build_model,
     config_from_dict,
     config_to_dict,
@@ -277,6 +278,25 @@ def test_configs_refuse_what_cannot_be_built(config_type: type[ModelConfig]) -> 
         value, message = REFUSED[name]
         with pytest.raises(ValueError, match=message):
             config_type(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trained_weights_fit_every_output_stride_that_the_network_has(name: str, build: Build) -> None:
+    config = CASES[name]
+    state = build(config).state_dict()
+    for output_stride in (8, 16, 32):
+        if output_stride == config.output_stride:
+            assert at_output_stride(config, output_stride) is config
+            continue
+        has_one_alone = "output_stride" not in {field.name for field in fields(config)}
+        if has_one_alone or (config.decoder == "dupsample" and config.enlargement == config.output_stride):
+            reason = "alone" if has_one_alone else "expands blocks of"
+            with pytest.raises(ValueError, match=reason):
+                at_output_stride(config, output_stride)
+            continue
+        other = restore_model(at_output_stride(config, output_stride), NUM_CLASSES, state)
+        with torch.no_grad():
+            assert other(batch()[0][:1]).logits_NCHW.shape == (1, NUM_CLASSES, HEIGHT, WIDTH)
 
 
 def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., LabelPCA]) -> None:
