@@ -13,12 +13,18 @@ from torchvision.transforms.v2 import functional as F
 
 from segcore import IGNORE_INDEX
 
+BLUR_SIDE = 5
+BLUR_DEVIATION = 1.1
+"""What OpenCV takes for a kernel of 5 pixels: 0.3 * ((5 - 1) / 2 - 1) + 0.8; the released PSPNet code blurs so."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
     """What varies between two visits of one image.
 
-    Source: Chen et al., "DeepLabv3+" (arXiv 1802.02611), section 4: scales 0.5 to 2, left-right flips, fixed crop.
+    Source: Chen et al., "DeepLabv3+" (arXiv 1802.02611), section 4: scales 0.5 to 2, left-right flips, fixed crop; its
+    code: scales in steps of 0.25. Rotation and blur: Zhao et al., PSPNet (arXiv 1612.01105), section 5.1. Zooms
+    relative to a longer side: PyTorch-Encoding's data sets.
     """
 
     crop_height: int
@@ -29,8 +35,16 @@ class AugmentConfig:
     """Smallest random zoom of the image; 1 keeps its size."""
     scale_max: float = 2.0
     """Largest random zoom of the image."""
+    scale_step: float = 0.0
+    """Distance of the zooms that are drawn from, beginning with the smallest; 0 draws any."""
+    long_side_px: int = 0
+    """The image's longer side at zoom 1, in pixels; 0 takes every image at its own size."""
+    rotation_degrees: float = 0.0
+    """Rotate one image in two by an angle from -x to x around its centre; what comes from beyond it is ignored."""
     flip: bool = True
     """Mirror left-right with probability one half."""
+    blur: bool = False
+    """Blur one image in two: Gaussian, 5 x 5 pixels of the crop, deviation 1.1."""
     brightness: float = 0.0
     """Brightness factor is drawn from 1 - x to 1 + x; 0 leaves it."""
     contrast: float = 0.0
@@ -45,6 +59,12 @@ class AugmentConfig:
             raise ValueError(f"the crop is {self.crop_height} x {self.crop_width} pixels; both sides must be 1 or more")
         if not 0 < self.scale_min <= self.scale_max:
             raise ValueError(f"scales run from {self.scale_min} to {self.scale_max}; give 0 < scale_min <= scale_max")
+        if self.scale_step < 0 or self.long_side_px < 0:
+            raise ValueError(
+                f"scale_step is {self.scale_step} and long_side_px {self.long_side_px}; neither may be negative"
+            )
+        if not 0 <= self.rotation_degrees <= 180:
+            raise ValueError(f"rotation_degrees is {self.rotation_degrees}; give 0 (off) to 180")
         for name in ("brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 (off) to 1")
@@ -92,8 +112,12 @@ def augment(
             f"the image has {tuple(image_3HW.shape[1:])} rows and columns and its labels {tuple(labels_HW.shape)}; "
             "prepare the dataset again, which refuses such pairs"
         )
-    draws = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
-    scale = config.scale_min + (config.scale_max - config.scale_min) * draws[0]
+    draws = torch.rand(11, generator=generator, dtype=torch.float64).tolist()
+    scale = _scale(config, draws[0])
+    if config.long_side_px:
+        scale *= config.long_side_px / max(labels_HW.shape)
+    if config.rotation_degrees and draws[8] < 0.5:
+        image_3HW, labels_HW = _rotated(image_3HW, labels_HW, (2 * draws[9] - 1) * config.rotation_degrees, fill=fill)
     rows = _span(labels_HW.shape[0], config.crop_height, scale, draws[1])
     columns = _span(labels_HW.shape[1], config.crop_width, scale, draws[2])
     window = (slice(rows.start, rows.start + rows.length), slice(columns.start, columns.start + columns.length))
@@ -106,12 +130,32 @@ def augment(
         labels_1HW = F.resize_mask(labels_1HW, size, InterpolationMode.NEAREST_EXACT)
     if config.flip and draws[3] < 0.5:
         image_3HW, labels_1HW = image_3HW.flip(-1), labels_1HW.flip(-1)
-    image_3HW = _jitter(image_3HW, config, draws[4:])
+    if config.blur and draws[10] < 0.5:
+        image_3HW = F.gaussian_blur_image(image_3HW, [BLUR_SIDE, BLUR_SIDE], [BLUR_DEVIATION, BLUR_DEVIATION])
+    image_3HW = _jitter(image_3HW, config, draws[4:8])
     padding = [columns.pad_before, rows.pad_before, columns.pad_after, rows.pad_after]
     if any(padding):
         image_3HW = F.pad_image(image_3HW, padding, fill=list(fill))
         labels_1HW = F.pad_mask(labels_1HW, padding, fill=IGNORE_INDEX)
     return image_3HW.contiguous(), labels_1HW[0].contiguous()
+
+
+def _scale(config: AugmentConfig, draw: float) -> float:
+    """A zoom from the range, or from the steps within it; `draw` in [0, 1) decides."""
+    span = config.scale_max - config.scale_min
+    if not config.scale_step:
+        return config.scale_min + span * draw
+    steps = int(span / config.scale_step + 1e-6) + 1
+    return config.scale_min + config.scale_step * int(draw * steps)
+
+
+def _rotated(
+    image_3HW: Tensor, labels_HW: Tensor, degrees: float, *, fill: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Image and labels turned counter-clockwise around the centre, at their size."""
+    image_3HW = F.rotate_image(image_3HW, degrees, InterpolationMode.BILINEAR, fill=list(fill))
+    labels_1HW = F.rotate_mask(labels_HW[None], degrees, fill=IGNORE_INDEX)
+    return image_3HW, labels_1HW[0]
 
 
 def _span(source: int, crop: int, scale: float, draw: float) -> _Span:

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segcore import IGNORE_INDEX
@@ -152,3 +153,83 @@ def test_sizes_that_differ_are_refused() -> None:
     config = AugmentConfig(crop_height=4, crop_width=4)
     with pytest.raises(ValueError, match=r"\(8, 8\) rows and columns and its labels \(8, 9\)"):
         augment(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 9, dtype=torch.uint8), config, generator(0))
+
+
+def test_zooms_come_in_steps_where_they_are_asked_to() -> None:
+    labels_HW = torch.zeros(100, 100, dtype=torch.uint8)
+    config = AugmentConfig(crop_height=200, crop_width=200, scale_step=0.25)
+    sides = []
+    for seed in range(200):
+        _, labels_hw = augment(labels_HW[None].repeat(3, 1, 1), labels_HW, config, generator(seed))
+        sides.append(int((labels_hw == 0).any(dim=0).sum()))
+    assert sorted(set(sides)) == [50, 75, 100, 125, 150, 175, 200]
+    assert min(sides.count(side) for side in set(sides)) > 10
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 120), (120, 60)])
+def test_zooms_may_be_relative_to_a_longer_side(height: int, width: int) -> None:
+    labels_HW = torch.zeros(height, width, dtype=torch.uint8)
+    config = AugmentConfig(crop_height=99, crop_width=99, scale_min=1.0, scale_max=1.0, long_side_px=80)
+    _, labels_hw = augment(labels_HW[None].repeat(3, 1, 1), labels_HW, config, generator(0))
+    inside = labels_hw == 0
+    assert (int(inside.any(dim=1).sum()), int(inside.any(dim=0).sum())) == (height * 80 // 120, width * 80 // 120)
+
+
+def test_rotation_turns_image_and_labels_together_and_ignores_the_corners() -> None:
+    labels_HW = striped_labels(96, 96)
+    config = AugmentConfig(crop_height=96, crop_width=96, scale_min=1.0, scale_max=1.0, flip=False, rotation_degrees=10)
+    turned = 0
+    for seed in range(100):
+        image_3hw, labels_hw = augment(image_of(labels_HW), labels_HW, config, generator(seed), fill=GREY)
+        if torch.equal(labels_hw, labels_HW):
+            continue
+        turned += 1
+        inside = labels_hw != IGNORE_INDEX
+        assert not inside.all() and inside[24:72, 24:72].all()
+        wrong = (image_3hw[0][inside].int() - 4 * labels_hw[inside].int()).abs() > 8
+        assert wrong.double().mean() < 0.25  # mixed at the borders of the 12-pixel blocks
+        beyond = F.max_pool2d(inside[None].float(), 5, stride=1, padding=2)[0] == 0  # but for the mixed border
+        assert set(image_3hw[1][beyond].tolist()) <= {GREY[1]}
+    assert 30 <= turned <= 70
+
+
+def test_rotation_has_its_angle_up_to_the_limit() -> None:
+    """A bright quadrant boundary along the middle row turns with the image."""
+    labels_HW = torch.zeros(201, 201, dtype=torch.uint8)
+    labels_HW[100:] = 1
+    config = AugmentConfig(
+        crop_height=201, crop_width=201, scale_min=1.0, scale_max=1.0, flip=False, rotation_degrees=10
+    )
+    angles = []
+    for seed in range(200):
+        _, labels_hw = augment(image_of(labels_HW), labels_HW, config, generator(seed))
+        rows = [int((labels_hw[:, column] == 1).nonzero()[0]) for column in (50, 150)]
+        angles.append(float(torch.tensor((rows[0] - rows[1]) / 100).atan().rad2deg()))
+    drawn = [angle for angle in angles if abs(angle) > 0.6]
+    assert max(drawn) > 8 and min(drawn) < -8 and max(map(abs, drawn)) < 10.7
+
+
+def test_blur_touches_half_of_the_images_and_no_label() -> None:
+    labels_HW = striped_labels(48, 48)
+    config = AugmentConfig(crop_height=48, crop_width=48, scale_min=1.0, scale_max=1.0, flip=False, blur=True)
+    blurred = 0
+    for seed in range(100):
+        image_3hw, labels_hw = augment(image_of(labels_HW), labels_HW, config, generator(seed))
+        assert torch.equal(labels_hw, labels_HW)
+        difference = (image_3hw.int() - image_of(labels_HW).int()).abs()[0]
+        blurred += bool(difference.any())
+        assert not difference[4:8, 4:8].any()  # within a block of one value
+    assert 30 <= blurred <= 70
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scale_step": -0.1}, "scale_step is -0.1 and long_side_px 0; neither may be negative"),
+        ({"long_side_px": -1}, "long_side_px -1; neither may be negative"),
+        ({"rotation_degrees": 181.0}, r"rotation_degrees is 181.0; give 0 \(off\) to 180"),
+    ],
+)
+def test_geometry_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(crop_height=8, crop_width=8, **changes)  # type: ignore[arg-type]
