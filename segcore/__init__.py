@@ -15,6 +15,8 @@ Shape letters mean the same everywhere and stand at the end of a name (`labels_N
 | M | label blocks |
 | D | entries of a one-hot label block, R*R*C, class-major: index = (c*R + row)*R + column |
 | P | components of a label PCA |
+| L | locations of a feature map, h*w |
+| Q | codewords of an encoding layer |
 """
 
 IGNORE_INDEX = 255

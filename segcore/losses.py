@@ -37,3 +37,30 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: T
     weights = class_weights_C[labels.masked_fill(~valid, 0)] * valid
     denominator = weights.sum()
     return loss_sum / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
+
+
+def class_presence(labels_NHW: Tensor, num_classes: int) -> Tensor:
+    """Which classes occur in each image: (N,C) bool. How many pixels a class has does not matter.
+
+    Ignored pixels, and values that are no class, switch nothing on.
+    """
+    seen_N256 = torch.zeros(len(labels_NHW), 256, dtype=torch.bool, device=labels_NHW.device)
+    return seen_N256.scatter(1, labels_NHW.flatten(1).long(), True)[:, :num_classes]
+
+
+def presence_loss(presence_NC: Tensor, labels_NHW: Tensor) -> Tensor:
+    """Mean over images and classes of the binary cross-entropy of "this class occurs in the image", in float32.
+
+    An image without one valid pixel says nothing about its classes and does not count (PyTorch-Encoding counts it as an
+    image without any class); a batch of such images gives 0.
+
+    Source: Zhang et al., EncNet, arXiv 1803.08904, semantic encoding loss.
+
+    Args:
+        presence_NC: scores before the sigmoid, any float type.
+        labels_NHW: integer labels in `0..C-1`, or `IGNORE_INDEX`.
+    """
+    target_NC = class_presence(labels_NHW, presence_NC.shape[1])
+    loss_NC = F.binary_cross_entropy_with_logits(presence_NC.float(), target_NC.float(), reduction="none")
+    counts_N = target_NC.any(dim=1).float()
+    return (loss_NC.mean(dim=1) * counts_N).sum() / counts_N.sum().clamp(min=1)

@@ -3,18 +3,22 @@
 from segcore.layers.aspp import ASPP, atrous_rates
 from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
+from segcore.layers.encoding import Encoding
 from segcore.layers.fcn_head import FCNHead
 from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
+from segcore.layers.pyramid_pooling import PyramidPooling
 from segcore.layers.resize import downsample, pad_to_multiple, resize, upsample
 
 __all__ = [
     "ASPP",
     "ConvBnAct",
     "DUpsample",
+    "Encoding",
     "FCNHead",
     "LabelEncoder",
+    "PyramidPooling",
     "SeparableConv",
     "atrous_rates",
     "downsample",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from segcore.layers.conv import ConvBnAct, SeparableConv
-from segcore.layers.norm import normalises_per_device
+from segcore.layers.norm import refuse_one_image
 
 
 def atrous_rates(output_stride: int) -> tuple[int, int, int]:
@@ -20,9 +20,8 @@ def atrous_rates(output_stride: int) -> tuple[int, int, int]:
 class ImagePooling(nn.Module):
     """Mean over the whole map, 1x1 convolution, BN, ReLU, and back to the map's size.
 
-    In training its BN sees one value per image and channel. A batch of 1 has variance 0 and would give a constant
-    whatever the image: refused here (torch refuses it too, without saying where). At batch 2 the statistics are those
-    of two numbers; use larger batches or `synchronise_batch_norm`.
+    In training its BN sees one value per image and channel. A batch of 1 is refused; at batch 2 the statistics are
+    those of two numbers: use larger batches or `synchronise_batch_norm`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -31,11 +30,7 @@ class ImagePooling(nn.Module):
 
     def forward(self, x_NKhw: Tensor) -> Tensor:
         """Spatially constant map of the input's size."""
-        if x_NKhw.shape[0] == 1 and normalises_per_device(self.project.norm):
-            raise ValueError(
-                "image pooling was given a training batch of 1 image, and its batch normalisation needs at least 2; "
-                "raise the batch size per worker, drop the last incomplete batch, or put the normalisation in eval mode"
-            )
+        refuse_one_image(x_NKhw, self.project.norm, what="image pooling")
         pooled: Tensor = self.project(x_NKhw.mean(dim=(2, 3), keepdim=True))
         return pooled.expand(-1, -1, *x_NKhw.shape[-2:])
 

@@ -2,7 +2,7 @@
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -26,3 +26,23 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
 def normalises_per_device(layer: nn.Module) -> bool:
     """True where `layer`, as it stands, takes its statistics from this process's batch alone."""
     return isinstance(layer, _BatchNorm) and layer.training and not isinstance(layer, torch.nn.SyncBatchNorm)
+
+
+def refuse_one_image(x_NKhw: Tensor, norm: nn.Module, *, what: str) -> None:
+    """Refuse to normalise one value per channel, which a mean over the whole map gives of a training batch of 1 image.
+
+    Its variance is 0, and the layer would give a constant whatever the image. Torch refuses it without saying where.
+
+    Args:
+        x_NKhw: the map before the mean.
+        norm: normalises the mean.
+        what: begins the message.
+
+    Raises:
+        ValueError: the batch is one image, and `norm` takes its statistics from it.
+    """
+    if x_NKhw.shape[0] == 1 and normalises_per_device(norm):
+        raise ValueError(
+            f"{what} was given a training batch of 1 image, and its batch normalisation needs at least 2; "
+            "raise the batch size per worker, drop the last incomplete batch, or put the normalisation in eval mode"
+        )

@@ -23,9 +23,18 @@ from segcore.models.deeplab import (
 )
 from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
+from segcore.models.encnet import EncNet, EncNetConfig
+from segcore.models.pspnet import PSPNet, PSPNetConfig
 
 ModelConfig = (
-    DeepLabV1Config | DeepLabV2Config | DeepLabV3Config | DeepLabV3PlusConfig | DilatedContextConfig | DUpsamplingConfig
+    DeepLabV1Config
+    | DeepLabV2Config
+    | DeepLabV3Config
+    | DeepLabV3PlusConfig
+    | DilatedContextConfig
+    | DUpsamplingConfig
+    | EncNetConfig
+    | PSPNetConfig
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
@@ -35,6 +44,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "deeplab_v3plus": DeepLabV3PlusConfig,
     "dilated_context": DilatedContextConfig,
     "dupsampling": DUpsamplingConfig,
+    "encnet": EncNetConfig,
+    "pspnet": PSPNetConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
@@ -44,6 +55,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DeepLabV3PlusConfig: DeepLabV3Plus,
     DilatedContextConfig: DilatedContext,
     DUpsamplingConfig: DUpsampling,
+    EncNetConfig: EncNet,
+    PSPNetConfig: PSPNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
@@ -62,9 +75,13 @@ __all__ = [
     "DeepLabV3PlusConfig",
     "DilatedContext",
     "DilatedContextConfig",
+    "EncNet",
+    "EncNetConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",
+    "PSPNet",
+    "PSPNetConfig",
     "SegmentationModel",
     "SegmentationOutput",
     "at_output_stride",

@@ -26,6 +26,17 @@ def check_positive(config: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
 
 
+def check_not_negative(config: Any, *names: str) -> None:
+    """Refuse fields below 0, such as weights of loss terms.
+
+    Raises:
+        ValueError: the first that is.
+    """
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must not be negative")
+
+
 def check_dropout_and_momentum(*, dropout: float, batch_norm_momentum: float, dropout_name: str = "dropout") -> None:
     """Refuse probabilities outside [0, 1) and batch normalisation that never or always forgets.
 

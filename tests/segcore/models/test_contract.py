@@ -21,7 +21,9 @@ from segcore.models import (
     DilatedContextConfig,
     DUpsampleConfig,
     DUpsamplingConfig,
+    EncNetConfig,
     ModelConfig,
+    PSPNetConfig,
     SegmentationOutput,
     at_output_stride,
     build_model,
@@ -74,6 +76,14 @@ CASES |= {
     ),
     "dilated_context": DilatedContextConfig(backbone="resnet18"),
     "dilated_context, front end": DilatedContextConfig(backbone="mobilenet_v3_small", context="none"),
+    "encnet": EncNetConfig(backbone="mobilenet_v3_small", channels=16, num_codewords=4),
+    "encnet, lateral": EncNetConfig(backbone="resnet18", channels=8, num_codewords=4, lateral=True),
+    "encnet, one loss": EncNetConfig(
+        backbone="resnet18", output_stride=32, channels=8, presence_weight=0.0, auxiliary_weight=0.0
+    ),
+    "pspnet": PSPNetConfig(backbone="mobilenet_v3_small"),
+    "pspnet, same padding": PSPNetConfig(backbone="efficientnet_lite0", output_stride=16, bins=(1, 4)),
+    "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
@@ -83,8 +93,17 @@ CASES |= {
     if not isinstance(config, DUpsamplingConfig) and config.enlargement >= MIN_ENLARGEMENT
 }
 
-AUXILIARY_TERMS: dict[str, set[str]] = {"deeplab_v2": {"scale_0.5", "scale_1"}}
+AUXILIARY_TERMS: dict[str, set[str]] = {
+    "deeplab_v2": {"scale_0.5", "scale_1"},
+    "encnet": {"presence", "auxiliary"},
+    "encnet, lateral": {"presence", "auxiliary"},
+    "pspnet": {"auxiliary"},
+    "pspnet, same padding": {"auxiliary"},
+}
 """Loss terms in training beside the head's own."""
+
+NOT_FOLDED: dict[type[ModelConfig], set[str]] = {EncNetConfig: {"context.norm"}, PSPNetConfig: {"pyramid.fuse.norm"}}
+"""Normalisation that no convolution alone feeds: of the encodings, and of PSPNet's map and means together."""
 
 Build = Callable[[ModelConfig], nn.Module]
 
@@ -127,6 +146,9 @@ def test_scores_have_the_images_size_and_each_image_its_own(name: str, build: Bu
             assert output.logits_NCHW.shape == (2, NUM_CLASSES, *images.shape[2:])
             assert output.logits_NCHW.isfinite().all()
             assert (output.low_resolution_NKhw is None) == (needed_label_pca(CASES[name]) is None)
+            assert all(one.shape == output.logits_NCHW.shape for one in output.auxiliary_NCHW)
+            assert output.presence_NC is None or output.presence_NC.shape == (2, NUM_CLASSES)
+        assert outputs[1].auxiliary_NCHW == ()
     with torch.no_grad():
         together = model.eval()(batch()[0]).logits_NCHW
         apart = [model(image).logits_NCHW for image in batch()[0].split(1)]
@@ -169,8 +191,13 @@ def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) ->
         expected = -log_probability.gather(1, labels[valid].long()[:, None]).mean()
         terms = model.loss(output, labels)
         torch.testing.assert_close(terms.terms["cross_entropy"], expected)
-        code_loss = terms.terms.get("code", torch.zeros(()))
-        torch.testing.assert_close(terms.total, expected + CASES[name].dupsample.code_loss_weight * code_loss)
+        config = CASES[name]
+        weights = {"code": config.dupsample.code_loss_weight}
+        if isinstance(config, EncNetConfig):
+            weights["presence"] = config.presence_weight
+        assert set(terms.terms) == {"cross_entropy", *(term for term, weight in weights.items() if weight)}
+        rest = sum(weights[term] * loss for term, loss in terms.terms.items() if term != "cross_entropy")
+        torch.testing.assert_close(terms.total, expected + rest)
         nothing = model.loss(output, torch.full_like(labels, IGNORE_INDEX))
     assert float(nothing.total) == 0
 
@@ -319,5 +346,7 @@ def test_a_network_prepared_for_inference_scores_the_same_without_batch_norm(bui
         before = model.eval()(images).logits_NCHW
         prepare(model, "cpu")
         after = model(images).logits_NCHW
-    assert not any(isinstance(module, _BatchNorm) for module in model.modules())
+    left = {name for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    run = {name for name in left if not name.startswith("auxiliary.")}
+    assert run == NOT_FOLDED.get(type(CASES[case]), set())
     assert (after - before).abs().amax() < 1e-4 * (before.amax() - before.amin())
