@@ -61,7 +61,7 @@ def module_multiply_adds(module: nn.Module, *inputs: Tensor) -> int:
 def decoder_multiply_adds(model: nn.Module, height: int, width: int) -> int:
     """Multiply-adds of one RGB image outside `backbone` and `aspp`: fusing low-level features, and the last step.
 
-    For networks with an encoder of these two parts: both of `segcore.models`. The DUpsampling paper's tables 2 and 3
+    For networks with an encoder of these two parts: DeepLabV3+ and DUpsampling. The DUpsampling paper's tables 2 and 3
     print this as FLOPs of the decoder: twice, with one more for each bias that the expansion adds (h w R^2 C).
 
     Raises:

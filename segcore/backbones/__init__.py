@@ -2,6 +2,7 @@
 
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
+from segcore.backbones.light_xception import LightXception
 from segcore.backbones.weights import fitting_weights, load_backbone_weights
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "OUTPUT_STRIDES",
     "Backbone",
     "BackboneSpec",
+    "LightXception",
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",

@@ -12,23 +12,28 @@ from segcore.label_code import LabelCode
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
 from segcore.models.deeplab import DeepLabV3Plus, DeepLabV3PlusConfig
+from segcore.models.dfanet import DFANet, DFANetConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 
-ModelConfig = DeepLabV3PlusConfig | DUpsamplingConfig
+ModelConfig = DeepLabV3PlusConfig | DFANetConfig | DUpsamplingConfig
 
 MODELS: dict[str, type[ModelConfig]] = {
     "deeplab_v3plus": DeepLabV3PlusConfig,
+    "dfanet": DFANetConfig,
     "dupsampling": DUpsamplingConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DeepLabV3PlusConfig: DeepLabV3Plus,
+    DFANetConfig: DFANet,
     DUpsamplingConfig: DUpsampling,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
     "MODELS",
+    "DFANet",
+    "DFANetConfig",
     "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
     DeepLabV3PlusConfig,
+    DFANetConfig,
     DUpsampleConfig,
     DUpsamplingConfig,
     ModelConfig,
@@ -43,6 +44,8 @@ CASES: dict[str, ModelConfig] = {
     "deeplab_v3plus, no decoder": DeepLabV3PlusConfig(
         backbone="efficientnet_lite0", output_stride=32, aspp_channels=16, low_level_features=()
     ),
+    "dfanet": DFANetConfig(classifier_classes=10, decoder_channels=8),
+    "dfanet, variant b": DFANetConfig(backbone="dfanet_xception_b", classifier_classes=10, decoder_channels=8),
     "dupsampling": DUpsamplingConfig(
         backbone="mobilenet_v3_small", output_stride=16, features=(2, 16), dupsample=SIX, aspp_channels=16
     ),
@@ -192,7 +195,7 @@ def test_state_dicts_of_another_network_are_refused() -> None:
 
 
 def test_configs_from_dicts_name_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match="unknown network 'unet'; known: deeplab_v3plus, dupsampling"):
+    with pytest.raises(ValueError, match=f"unknown network 'unet'; known: {', '.join(MODELS)}"):
         config_from_dict({"network": "unet"})
     with pytest.raises(ValueError, match="unknown network None"):
         config_from_dict({"backbone": "resnet18"})
@@ -200,15 +203,20 @@ def test_configs_from_dicts_name_what_they_do_not_know() -> None:
         config_from_dict({"network": "dupsampling", "width": 1, "depth": 2})
 
 
-@pytest.mark.parametrize("config_type", MODELS.values())
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("config_type", "changes", "message"),
     [
-        ({"backbone": "vgg"}, "unknown backbone 'vgg'; known: resnet18"),
-        ({"output_stride": 4}, "output_stride is 4; it must be one of"),
-        ({"aspp_channels": 0}, "aspp_channels is 0; it must be at least 1"),
-        ({"aspp_dropout": 1.0}, "aspp_dropout is 1.0"),
-        ({"batch_norm_momentum": 0.0}, "batch_norm_momentum 0.0"),
+        (config_type, changes, message)
+        for config_type in MODELS.values()
+        for changes, message in (
+            ({"backbone": "vgg"}, "unknown backbone 'vgg'; known: [a-z0-9_]+, "),
+            ({"output_stride": 4}, "output_stride is 4; it must be one of"),
+            ({"aspp_channels": 0}, "aspp_channels is 0; it must be at least 1"),
+            ({"aspp_dropout": 1.0}, "aspp_dropout is 1.0"),
+            ({"decoder": "dupsampling"}, "unknown decoder 'dupsampling'; known: bilinear, dupsample"),
+            ({"batch_norm_momentum": 0.0}, "batch_norm_momentum 0.0"),
+        )
+        if set(changes) <= {field.name for field in fields(config_type)}
     ],
 )
 def test_configs_refuse_what_cannot_be_built(
