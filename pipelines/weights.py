@@ -28,7 +28,8 @@ def resolve_weights(weights: str, *, backbone: str) -> dict[str, Tensor] | None:
         backbone: key of `BACKBONES`.
 
     Raises:
-        ValueError: the file is missing, is neither format, or holds anything but tensors; or the download failed.
+        ValueError: the file is missing, is neither format, or holds anything but tensors; the download failed, or timm
+            has no such backbone.
     """
     if weights == NO_WEIGHTS:
         return None
@@ -48,6 +49,12 @@ def _from_timm(backbone: str) -> dict[str, Tensor]:
     import timm  # seconds to import, and most runs give a file
 
     name = BACKBONES[backbone].timm_name
+    if name is None:
+        raise ValueError(
+            f"timm has no backbone {backbone!r}, so --weights {TIMM_WEIGHTS} finds nothing; train it as an image "
+            "classifier first, with one of this project's classification recipes, and give that classifier's state "
+            f"dict as --weights FILE, or train from random weights with --weights {NO_WEIGHTS}"
+        )
     logger.info("downloading %s from timm's hub", name)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns at each of a dozen retries
     try:

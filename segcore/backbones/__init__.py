@@ -3,6 +3,7 @@
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
 from segcore.backbones.dense_vgg import DenseVGG
+from segcore.backbones.light_xception import LightXception
 from segcore.backbones.vgg import FullyConnected
 from segcore.backbones.weights import fitting_weights, load_backbone_weights
 
@@ -14,6 +15,7 @@ __all__ = [
     "BackboneSpec",
     "DenseVGG",
     "FullyConnected",
+    "LightXception",
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",

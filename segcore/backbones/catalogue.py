@@ -19,15 +19,15 @@ class BackboneSpec:
 
     Attributes:
         timm_name: architecture and pre-training as timm names them; `timm.create_model(timm_name, pretrained=True)`
-            gives the weights that `mean` and `std` belong to.
+            gives the weights that `mean` and `std` belong to. None where timm has no such model.
         mean, std: of RGB / 255, per channel: what the pre-trained weights expect.
-        classifier_prefixes: names in timm's state dict that a feature extractor has no place for.
+        classifier_prefixes: names in the classifier's state dict that a feature extractor has no place for.
         same_padding: True where strided convolutions pad as TensorFlow's "same": the phase of the sampling grid then
             depends on whether the size is even, so networks pad their input to a multiple of the output stride.
         last_stride: of the coarsest map that the classifier has; most networks here are built on 32.
     """
 
-    timm_name: str
+    timm_name: str | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     classifier_prefixes: tuple[str, ...]
@@ -37,6 +37,7 @@ class BackboneSpec:
     @property
     def architecture(self) -> str:
         """timm's name without the pre-training tag."""
+        assert self.timm_name is not None
         return self.timm_name.partition(".")[0]
 
 
@@ -63,6 +64,12 @@ def _vgg(timm_name: str) -> BackboneSpec:
     return BackboneSpec(timm_name=timm_name, mean=IMAGENET_MEAN, std=IMAGENET_STD, classifier_prefixes=prefixes)
 
 
+def _light_xception() -> BackboneSpec:
+    return BackboneSpec(
+        timm_name=None, mean=IMAGENET_MEAN, std=IMAGENET_STD, classifier_prefixes=("fc.",), last_stride=16
+    )
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "resnet18": _resnet("resnet18.tv_in1k"),
     "resnet34": _resnet("resnet34.tv_in1k"),
@@ -82,6 +89,9 @@ BACKBONES: dict[str, BackboneSpec] = {
     "efficientnet_lite0": _efficientnet_lite("tf_efficientnet_lite0.in1k"),
     "efficientnet_lite1": _efficientnet_lite("tf_efficientnet_lite1.in1k"),
     "efficientnet_lite2": _efficientnet_lite("tf_efficientnet_lite2.in1k"),
+    # Of DFANet alone, which carries on where they end.
+    "dfanet_xception_a": _light_xception(),
+    "dfanet_xception_b": _light_xception(),
 }
 
 
@@ -94,7 +104,8 @@ def backbone_spec(name: str, *, last_stride: int = 32) -> BackboneSpec:
     known = [known for known, spec in BACKBONES.items() if spec.last_stride == last_stride]
     if name not in known:
         problem = (
-            f"backbone {name!r} does not end at stride {last_stride}"
+            f"backbone {name!r} ends at stride {BACKBONES[name].last_stride}, and this network needs one that ends at "
+            f"{last_stride}"
             if name in BACKBONES
             else f"unknown backbone {name!r}"
         )

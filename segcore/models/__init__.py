@@ -21,6 +21,7 @@ from segcore.models.deeplab import (
     DeepLabV3Plus,
     DeepLabV3PlusConfig,
 )
+from segcore.models.dfanet import DFANet, DFANetConfig
 from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
@@ -31,6 +32,7 @@ ModelConfig = (
     | DeepLabV2Config
     | DeepLabV3Config
     | DeepLabV3PlusConfig
+    | DFANetConfig
     | DilatedContextConfig
     | DUpsamplingConfig
     | EncNetConfig
@@ -43,6 +45,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "deeplab_v3": DeepLabV3Config,
     "deeplab_v3plus": DeepLabV3PlusConfig,
     "dilated_context": DilatedContextConfig,
+    "dfanet": DFANetConfig,
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
     "pspnet": PSPNetConfig,
@@ -54,6 +57,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DeepLabV3Config: DeepLabV3,
     DeepLabV3PlusConfig: DeepLabV3Plus,
     DilatedContextConfig: DilatedContext,
+    DFANetConfig: DFANet,
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
     PSPNetConfig: PSPNet,
@@ -62,6 +66,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
 
 __all__ = [
     "MODELS",
+    "DFANet",
+    "DFANetConfig",
     "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",

@@ -47,3 +47,13 @@ def check_dropout_and_momentum(*, dropout: float, batch_norm_momentum: float, dr
         raise ValueError(
             f"{dropout_name} is {dropout} and batch_norm_momentum {batch_norm_momentum}; expected [0, 1) and (0, 1]"
         )
+
+
+def check_batch_norm_momentum(batch_norm_momentum: float) -> None:
+    """Refuse batch normalisation that never or always forgets.
+
+    Raises:
+        ValueError: it is outside (0, 1].
+    """
+    if not 0 < batch_norm_momentum <= 1:
+        raise ValueError(f"batch_norm_momentum {batch_norm_momentum} is outside (0, 1]; PyTorch's own is 0.1")

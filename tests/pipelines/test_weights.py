@@ -69,6 +69,13 @@ def test_a_failed_download_says_how_to_pass_a_file(monkeypatch: pytest.MonkeyPat
         resolve_weights("timm", backbone="resnet18")
 
 
+def test_a_backbone_that_timm_does_not_have_is_to_be_trained_as_a_classifier_first() -> None:
+    with pytest.raises(
+        ValueError, match=r"timm has no backbone 'dfanet_xception_a'.*classifier first, with one of this"
+    ):
+        resolve_weights("timm", backbone="dfanet_xception_a")
+
+
 def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_folder: Path) -> None:
     state = resolve_weights(str(weights_folder / "tf_efficientnet_lite0_imagenet1k.pth"), backbone="efficientnet_lite0")
     assert state is not None

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from segcore.backbones import BACKBONES
 from segcore.layers import ConvBnAct
 from segcore.layers.folding import fold_batch_norm
-from segcore.models import DeepLabV3PlusConfig, SegmentationOutput, build_model
+from segcore.models import DeepLabV3PlusConfig, DFANetConfig, ModelConfig, SegmentationOutput, build_model
 from tests.segcore.batch_norm import randomise_statistics
 
 
@@ -31,7 +31,12 @@ def norms_of(model: nn.Module) -> int:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_network_computes_the_same_without_any_normalisation(backbone: str) -> None:
     torch.manual_seed(0)
-    model = with_statistics(build_model(DeepLabV3PlusConfig(backbone=backbone, output_stride=16), 5))
+    config: ModelConfig = (
+        DFANetConfig(backbone=backbone)
+        if BACKBONES[backbone].last_stride == 16
+        else DeepLabV3PlusConfig(backbone=backbone, output_stride=16)
+    )
+    model = with_statistics(build_model(config, 5))
     model = model.to(memory_format=torch.channels_last)
     norms = norms_of(model)
     images = torch.randn(1, 3, 65, 98)

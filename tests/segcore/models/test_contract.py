@@ -18,6 +18,7 @@ from segcore.models import (
     DeepLabV2Config,
     DeepLabV3Config,
     DeepLabV3PlusConfig,
+    DFANetConfig,
     DilatedContextConfig,
     DUpsampleConfig,
     DUpsamplingConfig,
@@ -51,6 +52,8 @@ CASES: dict[str, ModelConfig] = {
     "deeplab_v3plus, no decoder": DeepLabV3PlusConfig(
         backbone="efficientnet_lite0", output_stride=32, aspp_channels=16, low_level_features=()
     ),
+    "dfanet": DFANetConfig(classifier_classes=10, decoder_channels=8),
+    "dfanet, variant b": DFANetConfig(backbone="dfanet_xception_b", classifier_classes=10, decoder_channels=8),
     "dupsampling": DUpsamplingConfig(
         backbone="mobilenet_v3_small", output_stride=16, features=(2, 16), dupsample=SIX, aspp_channels=16
     ),
@@ -276,7 +279,7 @@ def test_state_dicts_of_another_network_are_refused() -> None:
 
 
 def test_configs_from_dicts_name_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match="unknown network 'unet'; known: deeplab_v1, .*deeplab_v3plus, .*dupsampling"):
+    with pytest.raises(ValueError, match=f"unknown network 'unet'; known: {', '.join(MODELS)}"):
         config_from_dict({"network": "unet"})
     with pytest.raises(ValueError, match="unknown network None"):
         config_from_dict({"backbone": "resnet18"})
