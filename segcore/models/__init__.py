@@ -91,6 +91,7 @@ __all__ = [
     "SegmentationModel",
     "SegmentationOutput",
     "at_output_stride",
+    "blank_model",
     "build_model",
     "config_from_dict",
     "config_to_dict",
@@ -154,7 +155,7 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
     Raises:
         ValueError: a tensor is missing, unknown, or has another shape.
     """
-    model = _build_blank(config, num_classes)
+    model = blank_model(config, num_classes)
     try:
         model.load_state_dict(dict(state_dict))
     except RuntimeError as error:
@@ -194,11 +195,15 @@ def meta_model(config: ModelConfig, num_classes: int) -> nn.Module:
         ValueError: too many classes.
     """
     with torch.device("meta"):
-        return _build_blank(config, num_classes).eval()
+        return blank_model(config, num_classes).eval()
 
 
-def _build_blank(config: ModelConfig, num_classes: int) -> nn.Module:
-    """With random weights, and zeros where a label code belongs."""
+def blank_model(config: ModelConfig, num_classes: int) -> nn.Module:
+    """The network with random weights, and zeros where a label code belongs: for its speed, or to be filled.
+
+    Raises:
+        ValueError: too many classes.
+    """
     _check_num_classes(num_classes)
     size = needed_label_pca(config)
     code = None
