@@ -1,7 +1,7 @@
 """DFANet (Li et al., "Deep feature aggregation for real-time semantic segmentation", CVPR 2019, arXiv 1904.02216).
 
-Three light encoders one after the other, each of stride 16 and ended by FC attention. Sub-network aggregation: the next
-encoder starts from the last one's attended output, enlarged by 4, beside its stride 4 map. Sub-stage aggregation:
+Three light encoders one after the other, each of stride 8 and ended by FC attention. Sub-network aggregation: the next
+encoder starts from the last one's attended output, enlarged by 4, beside its finest map. Sub-stage aggregation:
 stage k of an encoder takes, besides stage k-1's map, stage k's of the encoder before, which has the same size. The
 decoder adds up what the three encoders know.
 
@@ -11,10 +11,9 @@ Reproduces the networks of table 5: A (Xception A), 1,824,443 parameters for 19 
 
 No code was released. Where the paper is silent:
 - The blocks: see `segcore.backbones.light_xception`.
-- FC attention ends in 1x1 convolution, BN, sigmoid. The paper derives it from SENet, whose gate is a sigmoid, and
-  1x1 convolution, BN, sigmoid is the attention of BiSeNet by the same institute. A ReLU behind BN would shut half of
-  the channels at the start, and cut them off from the loss. There is no activation between the two layers: what goes
-  into the second are the classifier's scores.
+- FC attention ends in 1x1 convolution, BN, sigmoid. SENet, of the same structure, has a sigmoid too (arXiv 1709.01507).
+  A ReLU behind BN would shut half of the channels at the start and cut them off from the loss; without an
+  activation a gate could turn a map's sign. There is none between the two layers: the second takes class scores.
 - The width of the decoder, 32, and the place of its one 3x3 convolution come from the published cost.
 - The decoder's six projections have no ReLU: their sums are one linear projection of maps that had theirs.
 - Everything is enlarged bilinearly by whole factors. Images are padded with zeros to multiples of 64, the stride of the
