@@ -1,0 +1,235 @@
+r"""Size, cost, published figures and latency of every network: rewrites docs/networks.md.
+
+    python benchmarks/network_table.py [--no-latency]
+
+Parameters and multiply-adds are counted on the meta device at the input that the published figure belongs to; latency
+is one image of that size on this machine, as `evaluate` runs it (eager, batch normalisation folded, channels_last).
+--no-latency leaves that column out: a minute in place of several.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from report import machine, table
+
+from segcore.cost import count_multiply_adds, count_parameters
+from segcore.inference import prepare
+from segcore.models import (
+    DeepLabV1Config,
+    DeepLabV2Config,
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    DFANetConfig,
+    DilatedContextConfig,
+    DUpsampleConfig,
+    DUpsamplingConfig,
+    EncNetConfig,
+    ModelConfig,
+    PSPNetConfig,
+    blank_model,
+    meta_model,
+)
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "networks.md"
+ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: network and backbone.
+        config: of ours.
+        num_classes: of the published network.
+        height, width: the published input.
+        parameters: published, in millions; 0 where nothing is.
+        multiply_adds: published, in units of 1e9; 0 where nothing is.
+        score: published mIoU, and where.
+    """
+
+    name: str
+    config: ModelConfig
+    num_classes: int
+    height: int
+    width: int
+    parameters: float = 0.0
+    multiply_adds: float = 0.0
+    score: str
+
+
+def square(
+    name: str, config: ModelConfig, num_classes: int, side: int, score: str, *, size: float = 0.0, cost: float = 0.0
+) -> Row:
+    """A row with a square input."""
+    return Row(
+        name=name,
+        config=config,
+        num_classes=num_classes,
+        height=side,
+        width=side,
+        parameters=size,
+        multiply_adds=cost,
+        score=score,
+    )
+
+
+def deeplab_rows() -> list[Row]:
+    """DeepLab V1 to V3+."""
+    xception = DeepLabV3PlusConfig(backbone="xception65")
+    dense = DeepLabV3PlusConfig(backbone="xception65", output_stride=8)
+    deep = "resnet101_deep"
+    return [
+        square("DeepLab V1, VGG-16", DeepLabV1Config(), 21, 321, "63.1 Cityscapes test (with CRF)", size=20.5),
+        square("DeepLab V2, VGG-16", DeepLabV2Config(backbone="vgg16"), 21, 321, "-"),
+        square("DeepLab V2, ResNet-101", DeepLabV2Config(), 21, 321, "70.4 Cityscapes test (with CRF)"),
+        square("DeepLab V3, ResNet-50", DeepLabV3Config(backbone="resnet50"), 21, 513, "-"),
+        square("DeepLab V3, ResNet-101", DeepLabV3Config(), 21, 513, "85.7 VOC test (COCO, multi-scale)"),
+        square("DeepLab V3+, ResNet-50", DeepLabV3PlusConfig(), 21, 513, "73.26 VOC val (DUpsampling paper)"),
+        square(
+            "DeepLab V3+, ResNet-101 deep stem, plain",
+            DeepLabV3PlusConfig(backbone=deep, separable=False),
+            21,
+            513,
+            "78.85 VOC val",
+            cost=101.28,
+        ),
+        square("DeepLab V3+, Xception-65", xception, 21, 513, "82.20 VOC val (COCO)", cost=54.17),
+        square("DeepLab V3+, Xception-65, stride 8", dense, 21, 513, "83.58 VOC val (COCO, multi-scale, flip)"),
+        Row(
+            name="DeepLab V3+, Xception-65",
+            config=xception,
+            num_classes=19,
+            height=1025,
+            width=2049,
+            multiply_adds=418.64,
+            score="78.79 Cityscapes val",
+        ),
+    ]
+
+
+def other_rows() -> list[Row]:
+    """The other families."""
+    dfanet_b = DFANetConfig(backbone="dfanet_xception_b")
+    lateral = EncNetConfig(backbone="resnet101_deep", lateral=True)
+    wide = DUpsampleConfig(num_components=128)
+    sizes = "prints 7.8 M and 4.8 M, which are megabytes of a checkpoint"
+    return [
+        square("Dilated front end, VGG-16", DilatedContextConfig(context="none"), 21, 500, "-"),
+        square("Dilated front end and context", DilatedContextConfig(), 21, 500, "73.5 VOC test"),
+        square("Dilation 10", DilatedContextConfig(context_layers=10), 19, 500, "68.7 Cityscapes val, 67.1 test"),
+        square("PSPNet, ResNet-50", PSPNetConfig(), 150, 473, "41.68 ADE20K val"),
+        square(
+            "PSPNet, ResNet-101",
+            PSPNetConfig(backbone="resnet101_deep"),
+            19,
+            713,
+            "79.70 Cityscapes val, 78.4 test",
+            cost=412.2,
+        ),
+        square("EncNet, ResNet-50", EncNetConfig(), 150, 480, "41.11 ADE20K val"),
+        square("EncNet, ResNet-101, lateral", lateral, 59, 480, "51.7 PASCAL Context val"),
+        square("DFANet A", DFANetConfig(), 19, 1024, f"71.3 Cityscapes test ({sizes})", cost=3.4),
+        Row(
+            name="DFANet A'",
+            config=DFANetConfig(),
+            num_classes=19,
+            height=512,
+            width=1024,
+            multiply_adds=1.7,
+            score="70.3 Cityscapes test",
+        ),
+        square("DFANet B", dfanet_b, 19, 1024, "67.1 Cityscapes test", cost=2.1),
+        square(
+            "DUpsampling, ResNet-50",
+            DUpsamplingConfig(backbone="resnet50_deep", output_stride=16),
+            21,
+            513,
+            "74.20 VOC val",
+        ),
+        square(
+            "DUpsampling, Xception-65",
+            DUpsamplingConfig(backbone="xception65", output_stride=16, features=(16,), dupsample=wide),
+            21,
+            513,
+            "79.67 VOC val",
+        ),
+    ]
+
+
+def latency(row: Row) -> float:
+    """Median seconds of one image."""
+    model = blank_model(row.config, row.num_classes)
+    prepare(model, "cpu")
+    images = torch.randn(1, 3, row.height, row.width).to(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode():
+        for turn in range(ROUNDS + 1):
+            started = time.perf_counter()
+            model(images)
+            if turn:
+                seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def line(row: Row, *, with_latency: bool) -> tuple[str, ...]:
+    """Cells of a row."""
+    model = meta_model(row.config, row.num_classes)
+    parameters = count_parameters(model).total
+    multiply_adds = count_multiply_adds(model, row.height, row.width) / 1e9
+    cells = (
+        row.name,
+        str(row.num_classes),
+        f"{row.height} x {row.width}",
+        f"{parameters:,}",
+        published(row.parameters, parameters / 1e6, "M"),
+        f"{multiply_adds:.2f}",
+        published(row.multiply_adds, multiply_adds, "G"),
+        row.score,
+    )
+    return (*cells, f"{latency(row):.2f}") if with_latency else cells
+
+
+def published(theirs: float, ours: float, unit: str) -> str:
+    """A published figure and our distance to it."""
+    return f"{theirs:g} {unit} ({100 * (ours / theirs - 1):+.1f} %)" if theirs else "-"
+
+
+def main() -> int:
+    """Count, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-latency", action="store_true")
+    with_latency = not parser.parse_args().no_latency
+    header = (
+        "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
+    )  # fmt: skip
+    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows())]
+    text = f"""# Networks
+
+Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one
+per multiplication, without auxiliary heads; our difference to the published figure stands in brackets. Where nothing was
+published, the tests pin what the layers of the paper add up to. Scores are the papers' own, not ours: see
+[log.md](log.md) for what we trained. Latency: seconds for one image, eager, {torch.get_num_threads()} threads.
+
+{table((*header, *(("latency, s",) if with_latency else ())), rows)}
+
+Notes on differences:
+- PSPNet-101's 412.2 G is what the DFANet paper prints for it; its input and counting are not given.
+- PSPNet's multiply-adds are those of `segcore.layers.PyramidPooling`, which never enlarges the means: the layers as the
+  paper draws them come to 161.9 G (ResNet-50, 473) and 517.2 G (ResNet-101, 713), and give the same scores.
+- DeepLab V3+ on ResNet-101: how the paper counted is not known; on Xception-65 its figures agree with ours.
+
+{machine()}
+"""
+    DOCUMENT.write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
