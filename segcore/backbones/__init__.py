@@ -2,7 +2,7 @@
 
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
-from segcore.backbones.weights import load_backbone_weights
+from segcore.backbones.weights import backbone_state, load_backbone_weights
 
 __all__ = [
     "BACKBONES",
@@ -10,6 +10,7 @@ __all__ = [
     "OUTPUT_STRIDES",
     "Backbone",
     "BackboneSpec",
+    "backbone_state",
     "build_backbone",
     "load_backbone_weights",
 ]

@@ -50,8 +50,8 @@ def test_crops_are_cut_out_of_the_images_and_bear_the_class_of_their_labels(data
     assert listing.class_table.names == ("road", "sky", "tree (tall)")  # "never" has no crop
     source = {}
     for split in ("train", "val"):
-        for row in spread_rows(open_dataset(data), split, count=100, columns=("image_id", "image", "label")):
-            source[split, row["image_id"]] = (decode_image(row["image"]).pixels_HW3, decode_labels(row["label"]))
+        for pair in spread_rows(open_dataset(data), split, count=100, columns=("image_id", "image", "label")):
+            source[split, pair["image_id"]] = (decode_image(pair["image"]).pixels_HW3, decode_labels(pair["label"]))
     index_in_labels = {"road": 1, "sky": 0, "tree (tall)": 2}
     for sample in listing.samples:
         split, class_name, name = sample.image_id.split("/")
