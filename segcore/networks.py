@@ -29,6 +29,17 @@ def task_of(config: NetworkConfig) -> Task:
     return "classification" if isinstance(config, ClassifierConfig) else "segmentation"
 
 
+def segmentation_config(config: NetworkConfig) -> ModelConfig:
+    """The same config, for functions that know segmentation networks alone.
+
+    Raises:
+        ValueError: it is a classifier's.
+    """
+    if isinstance(config, ClassifierConfig):
+        raise ValueError("this is an image classifier, and a segmentation network is needed; choose another model")
+    return config
+
+
 def label_pca_size(config: NetworkConfig) -> LabelPCASize | None:
     """The label PCA that `build_network` asks for, or None."""
     return None if isinstance(config, ClassifierConfig) else needed_label_pca(config)

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.recipes import RECIPES, Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.train import TrainConfig, parse_command_line
-from segcore.models import DUpsamplingConfig, config_from_dict
+from segcore.models import DUpsamplingConfig
+from segcore.networks import network_from_dict
 from tests.pipelines.learnable_dataset import tiny_recipe
 
 WHERE = ["--data", "d", "--output", "o", "--name", "n"]
@@ -24,7 +25,7 @@ def test_every_recipe_builds_and_says_what_it_is(name: str) -> None:
     assert len((RECIPES[name].__doc__ or "").split()) >= 12
     assert name in recipe_list()
     values = json.loads(json.dumps(recipe_to_dict(recipe)))
-    assert config_from_dict(values["model"]) == recipe.model
+    assert network_from_dict(values["model"]) == recipe.model
     assert values["augment"]["crop_height"] == recipe.augment.crop_height
 
 
