@@ -63,8 +63,8 @@ class PrepareConfig:
         Annotated[CamVidConfig, tyro.conf.subcommand("camvid")]
         | Annotated[FolderConfig, tyro.conf.subcommand("folder")]
         | Annotated[ScenesConfig, tyro.conf.subcommand("scenes")]
-        | Annotated[ClassFoldersConfig, tyro.conf.subcommand("class-folders")]
-        | Annotated[LabelCropsConfig, tyro.conf.subcommand("label-crops")]
+        | Annotated[ClassFoldersConfig, tyro.conf.subcommand("class_folders")]
+        | Annotated[LabelCropsConfig, tyro.conf.subcommand("label_crops")]
     )
     """Layout of the raw data."""
     output: str
