@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from pipelines import storage
 from pipelines.manifests import code_commit, digest, read_manifest, write_manifest
 from segcore import Task
-from segcore.networks import NetworkConfig, network_from_dict, network_to_dict, restore_network, task_of
+from segcore.inference import InferenceConfig, inference_from_dict
+from segcore.models import at_output_stride
+from segcore.networks import (
+    NetworkConfig,
+    network_from_dict,
+    network_to_dict,
+    restore_network,
+    segmentation_config,
+    task_of,
+)
 
 KIND = "model"
 WEIGHTS_FILE = "model.safetensors"
@@ -119,16 +128,24 @@ def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
     return folder_digest
 
 
-def load_model(uri: str, *, task: Task = "segmentation") -> ModelBundle:
+def load_model(uri: str, *, task: Task = "segmentation", output_stride: int = 0) -> ModelBundle:
     """Load a model folder and prove that it is complete and unchanged.
+
+    Args:
+        uri: the folder.
+        task: that the model must be for.
+        output_stride: of the network that the weights are put into; 0: as it was trained.
 
     Raises:
         ValueError: there is no manifest, a file is missing or changed, the weights do not fit the network, or the model
-            is for another task; the message names the file.
+            is for another task; the message names the file. Or the network has no such output stride.
     """
     card, state, folder_digest = read_weights(uri)
     _check_task(card, task, uri)
-    model = restore_network(card.model_config, card.num_classes, state)
+    network = card.model_config
+    if output_stride:
+        network = at_output_stride(segmentation_config(network), output_stride)
+    model = restore_network(network, card.num_classes, state)
     return ModelBundle(model=model, card=card, digest=folder_digest, uri=uri)
 
 
@@ -146,6 +163,19 @@ def read_weights(uri: str) -> tuple[ModelCard, dict[str, Tensor], str]:
     card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
     state = read_state(content[WEIGHTS_FILE], origin=storage.join(uri, WEIGHTS_FILE))
     return card, state, manifest["digest"]
+
+
+def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: bool) -> InferenceConfig:
+    """How a stage shows images to a model: as it was told, or as the model's recipe says.
+
+    Raises:
+        ValueError: both were asked for.
+    """
+    if not as_in_recipe:
+        return given
+    if given != InferenceConfig():
+        raise ValueError("--recipe-inference and --inference.* exclude each other; give one of them")
+    return inference_from_dict(card.recipe.get("inference", {}))
 
 
 def read_card(uri: str, *, task: Task | None = "segmentation") -> tuple[ModelCard, str]:

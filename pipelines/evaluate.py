@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage, tracking
-from pipelines.checkpoints import ModelCard, load_model, read_card
+from pipelines.checkpoints import ModelCard, chosen_inference, load_model, read_card
 from pipelines.cluster import actor_cluster
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
@@ -50,7 +50,9 @@ class EvaluateConfig:
     use_gpu: bool = False
     """One GPU per actor."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """Whole images or sliding window."""
+    """How the network is shown an image."""
+    recipe_inference: bool = False
+    """Show images as the model's recipe says (the paper's scales, mirror images, windows), in place of --inference."""
     num_examples: int = 3
     """Pictures of the best, of the median and of the worst images, each."""
     overwrite: bool = False
@@ -115,6 +117,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     model = tracking.resolve_model(config.model)
     model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
     card, model_digest = read_card(model.folder_uri)
+    inference = chosen_inference(card, config.inference, as_in_recipe=config.recipe_inference)
+    config = dataclasses.replace(config, inference=inference, recipe_inference=False)
     dataset = open_dataset(config.data)
     if dataset.splits.get(config.split) is None or not dataset.splits[config.split].num_images:
         dataset.part_uris(config.split)  # raises where there is no such split, and lists the others
@@ -200,7 +204,7 @@ def _evaluate(
         dataset,
         config.split,
         result,
-        bundle=load_model(model.folder_uri),
+        bundle=load_model(model.folder_uri, output_stride=config.inference.output_stride),
         inference=config.inference,
         count=config.num_examples,
     )

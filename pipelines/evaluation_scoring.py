@@ -207,7 +207,7 @@ class Scorer:
         torch.set_num_threads(config.threads)
         self.config = config
         self.num_classes = num_classes
-        self.bundle = load_model(model_folder)
+        self.bundle = load_model(model_folder, output_stride=config.inference.output_stride)
         prepare(self.bundle.model, "cuda" if config.use_gpu else "cpu")
         self.warm = False
 

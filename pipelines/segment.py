@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipelines import commits, storage, tracking
-from pipelines.checkpoints import ModelBundle, load_model
+from pipelines.checkpoints import ModelBundle, chosen_inference, load_model
 from pipelines.cluster import actor_cluster
 from pipelines.commits import Run, RunSettings, Snapshot
 from pipelines.manifests import code_commit, digest
@@ -24,6 +24,8 @@ from pipelines.progress import progress
 from pipelines.run_page import write_run_page
 from pipelines.segment_plan import INTAKE_VERSION, committed_work, list_images, plan_work, work_ids
 from segcore.inference import InferenceConfig
+from segcore.models import at_output_stride
+from segcore.networks import segmentation_config
 
 if TYPE_CHECKING:
     from pipelines.segment_worker import ShardReport
@@ -58,6 +60,8 @@ class SegmentConfig:
     """One GPU per actor."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """How the network is shown an image."""
+    recipe_inference: bool = False
+    """Show images as the model's recipe says (the paper's scales, mirror images, windows), in place of --inference."""
     abandon_unfinished: bool = False
     """Give up what an earlier, unfinished run has not committed, instead of finishing it with its own model first.
     Its images are planned anew."""
@@ -144,6 +148,10 @@ def segment(config: SegmentConfig) -> SegmentResult:
     model = tracking.resolve_model(config.model)
     model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
     bundle = load_model(model.folder_uri)
+    inference = chosen_inference(bundle.card, config.inference, as_in_recipe=config.recipe_inference)
+    config = dataclasses.replace(config, inference=inference, recipe_inference=False)
+    if inference.output_stride:  # raises where the network does not have it
+        at_output_stride(segmentation_config(bundle.card.model_config), inference.output_stride)
     _check_tables(config.tables, bundle)
     tags = {tracking.MODEL_FOLDER_TAG: model.folder_uri, tracking.MODEL_DIGEST_TAG: bundle.digest}
     parameters = dataclasses.asdict(config) | {"model": model.model_uri}

@@ -35,7 +35,7 @@ from pipelines.images import ImageError, decode_image
 from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
 from pipelines.segment_rows import FIRST_BYTES, ShardRows, WorkItem
 from pipelines.training_data import decoding_threads
-from segcore.inference import InferenceConfig, Predictions, predict, prepare
+from segcore.inference import Predictions, inference_from_dict, predict, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,8 @@ class ShardSegmenter:
     def __init__(self, job: WorkerJob) -> None:
         torch.set_num_threads(1)  # of this thread; the network's has its own number
         self.job = job
-        self.inference = inference_of(job.settings)
-        self.bundle = load_model(job.model_folder)
+        self.inference = inference_from_dict(job.settings.inference)
+        self.bundle = load_model(job.model_folder, output_stride=self.inference.output_stride)
         if self.bundle.digest != job.settings.model_digest:
             raise ValueError(
                 f"model folder {job.model_folder!r} has changed since run {job.settings.run_id} was planned; "
@@ -236,11 +236,6 @@ def _use_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     # A thread takes its number at its first use of PyTorch's pool from what any thread set last: use it now.
     torch.get_num_threads()
-
-
-def inference_of(settings: RunSettings) -> InferenceConfig:
-    """The inference settings that a plan holds as JSON."""
-    return InferenceConfig(**settings.inference | {"scales": tuple(settings.inference["scales"])})
 
 
 def batches_of_one_size(items: Iterable[WorkItem], *, batch_size: int, pending_bytes: int) -> Iterator[list[WorkItem]]:

@@ -12,9 +12,9 @@ from pipelines.label_pcas import load_label_pca
 from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.weights import resolve_weights
-from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
+from segcore.models import load_pretrained
 from segcore.networks import build_network, label_pca_size
 
 
@@ -153,9 +153,7 @@ def initial_state(recipe: Recipe, inputs: TrainInputs, *, weights: str) -> bytes
     network = build_network(recipe.model, inputs.dataset.num_classes, label_pca=inputs.label_pca)
     state = resolve_weights(weights, backbone=recipe.model.backbone)
     if state is not None:
-        backbone = network.get_submodule("backbone")
-        assert isinstance(backbone, Backbone)
-        load_backbone_weights(backbone, state)
+        load_pretrained(network, state)
     return state_bytes(network.state_dict())
 
 

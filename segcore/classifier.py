@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.backbones import Backbone, build_backbone
-from segcore.backbones.catalogue import backbone_spec
+from segcore.backbones import BACKBONES, Backbone, build_backbone
 from segcore.layers import set_batch_norm_momentum
 from segcore.models.contract import LossTerms
 
-OUTPUT_STRIDE = 32
 FC_DEVIATION = 0.01
 
 
@@ -39,7 +37,8 @@ class ClassifierConfig:
     """Of every batch normalisation; more for runs of a few hundred steps."""
 
     def __post_init__(self) -> None:
-        backbone_spec(self.backbone)
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
         if not 0 <= self.dropout < 1 or not 0 <= self.label_smoothing < 1 or not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(
                 f"dropout is {self.dropout}, label_smoothing {self.label_smoothing} and batch_norm_momentum "
@@ -83,5 +82,6 @@ class Classifier(nn.Module):
 
 
 def _backbone(name: str) -> Backbone:
-    """The one place that a backbone of another kind has to be added to; its coarsest feature is pooled."""
-    return build_backbone(name, output_stride=OUTPUT_STRIDE)
+    """As published, down to its own last stride. A backbone of another kind than `Backbone` is built here too: it needs
+    `channels` by stride, and features by stride out of its forward pass."""
+    return build_backbone(name, output_stride=BACKBONES[name].last_stride)

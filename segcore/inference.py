@@ -5,9 +5,9 @@ happens on the model's device; class maps of one byte per pixel and a few number
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segcore.backbones import OUTPUT_STRIDES
 from segcore.class_maps import class_map
 from segcore.layers import fold_batch_norm, resize
 
@@ -42,12 +43,20 @@ class InferenceConfig:
     flip: bool = False
     """Average with the mirror image as well."""
 
+    output_stride: int = 0
+    """Image size / size of the coarsest feature map, 8, 16 or 32; 0: as the network was trained. DeepLab trains at 16
+    and is evaluated at 8. Whoever loads the network builds it so (`segcore.models.at_output_stride`)."""
+
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; probabilities are float32 in either case."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "sliding"):
             raise ValueError(f"inference mode is {self.mode!r}; expected 'whole' or 'sliding'")
+        if self.output_stride not in (0, *OUTPUT_STRIDES):
+            raise ValueError(
+                f"output_stride is {self.output_stride}; expected 0 (as trained) or one of {OUTPUT_STRIDES}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is {self.precision!r}; expected 'float32' or 'bfloat16'")
         if self.short_side_px < 0 or self.window_px < 1:
@@ -58,6 +67,14 @@ class InferenceConfig:
             raise ValueError(f"stride_fraction is {self.stride_fraction}; above 1 windows leave gaps: expected (0, 1]")
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales are {self.scales}; expected at least one, each above 0")
+
+
+def inference_from_dict(values: Mapping[str, Any]) -> InferenceConfig:
+    """Inverse of `dataclasses.asdict`, through JSON or not; what is left out has its default."""
+    changes: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    return InferenceConfig(**changes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

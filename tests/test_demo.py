@@ -12,7 +12,7 @@ from pipelines import storage
 from pipelines.datasets.scenes import ScenesConfig
 from pipelines.demo import DemoConfig, DemoResult, demo
 from pipelines.recipes import Recipe, find_recipe
-from segcore.networks import segmentation_config
+from segcore.models import DeepLabV3PlusConfig, DUpsamplingConfig
 
 pytestmark = pytest.mark.slow  # two trainings and every other stage: two minutes, a sixth of the quick tests
 
@@ -22,7 +22,8 @@ SMALL = DemoConfig(scenes=ScenesConfig(num_train=16, num_val=3, height=64, width
 def finer_recipe(name: str) -> Recipe:
     """The demo's recipe at output stride 16: solving for the basis of 32 x 32 blocks takes longer than all the rest."""
     recipe = find_recipe(name)
-    return replace(recipe, model=replace(segmentation_config(recipe.model), output_stride=16))
+    assert isinstance(recipe.model, DeepLabV3PlusConfig | DUpsamplingConfig)
+    return replace(recipe, model=replace(recipe.model, output_stride=16))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """What is run: one complete, frozen description of a training."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from segcore import Task
 from segcore.augment import AugmentConfig, ClassificationAugmentConfig
+from segcore.inference import InferenceConfig
 from segcore.networks import NetworkConfig, network_to_dict, task_of
 from segcore.optim import OptimConfig
 
@@ -42,6 +43,9 @@ class Recipe:
     to resume from."""
     shuffle_buffer: int = 256
     """Encoded images that each worker shuffles at a time, beside the shuffled order of the shards."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """How evaluate and segment show images to the trained network under --recipe-inference: windows, scales, mirror
+    images, output stride. Validation during training always takes whole images at one scale."""
     recipe_name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
     """Key of RECIPES that a run started from, whatever flags then changed: no flag itself; "" for none of them."""
 

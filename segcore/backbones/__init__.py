@@ -2,7 +2,9 @@
 
 from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
-from segcore.backbones.weights import backbone_state, load_backbone_weights
+from segcore.backbones.dense_vgg import DenseVGG
+from segcore.backbones.vgg import FullyConnected
+from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights
 
 __all__ = [
     "BACKBONES",
@@ -10,7 +12,10 @@ __all__ = [
     "OUTPUT_STRIDES",
     "Backbone",
     "BackboneSpec",
+    "DenseVGG",
+    "FullyConnected",
     "backbone_state",
     "build_backbone",
+    "fitting_weights",
     "load_backbone_weights",
 ]

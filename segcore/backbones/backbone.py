@@ -1,5 +1,6 @@
 """A timm classifier that gives its features by stride, at a chosen output stride."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import timm
@@ -8,6 +9,7 @@ from timm.models.xception_aligned import XceptionAligned, XceptionModule
 from torch import Tensor, nn
 
 from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
+from segcore.backbones.vgg import VGG16, VGG16_CHANNELS, VGGLayout
 
 
 class Backbone(nn.Module):
@@ -35,17 +37,37 @@ class Backbone(nn.Module):
         body: the timm module; its state dict has timm's names.
     """
 
-    def __init__(self, name: str, *, output_stride: int, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int,
+        in_channels: int = 3,
+        vgg_layout: VGGLayout = "classifier",
+        multi_grid: tuple[int, ...] = (),
+    ) -> None:
         super().__init__()
         spec = backbone_spec(name)
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output stride {output_stride} is not one of {OUTPUT_STRIDES}")
+        is_vgg = spec.architecture.startswith("vgg16")
+        if vgg_layout != "classifier" and not is_vgg:
+            raise ValueError(f"backbone {name!r} has no layout {vgg_layout!r}; choose vgg16 or vgg16_bn")
         self.name = name
         self.output_stride = output_stride
         self.feature_strides = {stride: min(stride, output_stride) for stride in FEATURE_STRIDES}
         self.size_multiple = output_stride if spec.same_padding else 1
-        self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
+        if is_vgg:
+            batch_norm = spec.architecture.endswith("_bn")
+            self.body: nn.Module = VGG16(
+                output_stride=output_stride, in_channels=in_channels, batch_norm=batch_norm, layout=vgg_layout
+            )
+            channels: Sequence[int] = VGG16_CHANNELS
+        else:
+            self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
         self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
+        if multi_grid:
+            _multiply_dilations(self, multi_grid)
 
     def forward(self, images_NKHW: Tensor) -> dict[int, Tensor]:
         """Features by nominal stride; images are normalised with the backbone's own mean and std."""
@@ -55,13 +77,46 @@ class Backbone(nn.Module):
         return dict(zip(FEATURE_STRIDES, features, strict=True))
 
 
-def build_backbone(name: str, *, output_stride: int, in_channels: int = 3) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    output_stride: int,
+    in_channels: int = 3,
+    vgg_layout: VGGLayout = "classifier",
+    multi_grid: tuple[int, ...] = (),
+) -> Backbone:
     """Build a backbone with random weights; nothing is downloaded.
 
+    Args:
+        name: key of `BACKBONES`.
+        output_stride: stride of the coarsest map.
+        in_channels: of the images.
+        vgg_layout: of VGG-16: its own, or that of two networks on it; see `VGG16`.
+        multi_grid: factors on the dilation of the last stage's blocks, one for each (ResNets alone). DeepLabV3, section
+            3.2: (1, 2, 4). Weights stay the same, and so does what is said above of output strides.
+
     Raises:
-        ValueError: unknown name (the message lists the known ones) or output stride.
+        ValueError: unknown name (the message lists the known ones) or output stride, or an option that this backbone
+            does not have.
     """
-    return Backbone(name, output_stride=output_stride, in_channels=in_channels)
+    return Backbone(
+        name, output_stride=output_stride, in_channels=in_channels, vgg_layout=vgg_layout, multi_grid=multi_grid
+    )
+
+
+def _multiply_dilations(backbone: Backbone, multi_grid: tuple[int, ...]) -> None:
+    last_stage = getattr(backbone.body, "layer4", None)
+    if last_stage is None or len(last_stage) != len(multi_grid):
+        blocks = "no such stage" if last_stage is None else f"a last stage of {len(last_stage)} blocks"
+        raise ValueError(
+            f"multi_grid is {multi_grid} and backbone {backbone.name!r} has {blocks}; it is for ResNets, with one "
+            "factor for each block of the last stage"
+        )
+    for block, factor in zip(last_stage, multi_grid, strict=True):
+        for layer in block.modules():
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+                dilation = factor * layer.dilation[0]
+                layer.dilation, layer.padding = (dilation, dilation), (dilation, dilation)
 
 
 def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> tuple[nn.Module, list[int]]:
@@ -78,20 +133,21 @@ def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> t
 def _xception_features(body: XceptionAligned, images_NKHW: Tensor) -> dict[int, Tensor]:
     """Features where the papers tap them, which timm's `features_only` cannot give for stride 16.
 
-    2, 4, 8: second separable convolution of entry blocks 1, 2, 3, after its ReLU (4 is DeepLabV3+'s low-level feature;
-    TF takes it before the ReLU). 16: output of the middle flow (DUpsampling's `mfb1u16c3`, there before the sum with
-    the skip). 32: output of the exit flow.
+    2, 4, 8: second separable convolution of the strided entry blocks, after its ReLU (4 is DeepLabV3+'s low-level
+    feature; TF takes it before the ReLU). 16: output of the middle flow (DUpsampling's `mfb1u16c3`, there before the
+    sum with the skip). 32: output of the exit flow.
     """
     features: dict[int, Tensor] = {}
     x = body.stem(images_NKHW)
+    taps = dict(zip(body.feature_ends[:3], (2, 4, 8), strict=True))  # Xception-71 has two more blocks in between
     blocks = _modules(body)
-    for stride, block in zip((2, 4, 8), blocks[:3], strict=True):
-        x, features[stride] = block.forward_with_tap(x)
-    for block in blocks[3:-2]:
-        x = block(x)
-    features[16] = x
-    for block in blocks[-2:]:
-        x = block(x)
+    for index, block in enumerate(blocks):
+        if index in taps:
+            x, features[taps[index]] = block.forward_with_tap(x)
+        else:
+            x = block(x)
+        if index == len(blocks) - 3:
+            features[16] = x
     features[32] = x
     return features
 

@@ -24,6 +24,7 @@ class BackboneSpec:
         classifier_prefixes: names in timm's state dict that a feature extractor has no place for.
         same_padding: True where strided convolutions pad as TensorFlow's "same": the phase of the sampling grid then
             depends on whether the size is even, so networks pad their input to a multiple of the output stride.
+        last_stride: of the coarsest map that the classifier has; most networks here are built on 32.
     """
 
     timm_name: str
@@ -31,6 +32,7 @@ class BackboneSpec:
     std: tuple[float, float, float]
     classifier_prefixes: tuple[str, ...]
     same_padding: bool = False
+    last_stride: int = 32
 
     @property
     def architecture(self) -> str:
@@ -56,6 +58,11 @@ def _efficientnet_lite(timm_name: str) -> BackboneSpec:
     return BackboneSpec(timm_name=timm_name, mean=HALF, std=HALF, classifier_prefixes=prefixes, same_padding=True)
 
 
+def _vgg(timm_name: str) -> BackboneSpec:
+    prefixes = ("pre_logits.", "head.", "classifier.")  # timm's names, and torchvision's
+    return BackboneSpec(timm_name=timm_name, mean=IMAGENET_MEAN, std=IMAGENET_STD, classifier_prefixes=prefixes)
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "resnet18": _resnet("resnet18.tv_in1k"),
     "resnet34": _resnet("resnet34.tv_in1k"),
@@ -66,6 +73,9 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet101_deep": _resnet("resnet101s.gluon_in1k"),
     "xception41": _xception("xception41.tf_in1k"),
     "xception65": _xception("xception65.tf_in1k"),
+    "xception71": _xception("xception71.tf_in1k"),
+    "vgg16": _vgg("vgg16.tv_in1k"),
+    "vgg16_bn": _vgg("vgg16_bn.tv_in1k"),
     "mobilenet_v2": _mobilenet("mobilenetv2_100.ra_in1k"),
     "mobilenet_v3_small": _mobilenet("mobilenetv3_small_100.lamb_in1k"),
     "mobilenet_v3_large": _mobilenet("mobilenetv3_large_100.ra_in1k"),
@@ -75,12 +85,18 @@ BACKBONES: dict[str, BackboneSpec] = {
 }
 
 
-def backbone_spec(name: str) -> BackboneSpec:
-    """The entry of `BACKBONES`.
+def backbone_spec(name: str, *, last_stride: int = 32) -> BackboneSpec:
+    """The entry of `BACKBONES`, for a network that needs its coarsest map at `last_stride`.
 
     Raises:
-        ValueError: no such name; the message lists the known ones.
+        ValueError: no such name, or one that ends at another stride; the message lists the known ones.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    known = [known for known, spec in BACKBONES.items() if spec.last_stride == last_stride]
+    if name not in known:
+        problem = (
+            f"backbone {name!r} does not end at stride {last_stride}"
+            if name in BACKBONES
+            else f"unknown backbone {name!r}"
+        )
+        raise ValueError(f"{problem}; known: {', '.join(known)}")
     return BACKBONES[name]

@@ -40,8 +40,36 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     given = dict(state_dict)
     if backbone.name == "mobilenet_v2" and any(name.startswith("features.") for name in given):
         given = torchvision_mobilenet_v2_to_timm(given)
-    expected = backbone.body.state_dict()
-    leftover = (*backbone_spec(backbone.name).classifier_prefixes, CLASSIFIER_PREFIX)
+    spec = backbone_spec(backbone.name)
+    fitting = fitting_weights(
+        backbone.body.state_dict(),
+        given,
+        leftover=(*spec.classifier_prefixes, CLASSIFIER_PREFIX),
+        backbone=backbone.name,
+        source=f"timm's {spec.architecture!r}",
+    )
+    backbone.body.load_state_dict(fitting)
+
+
+def fitting_weights(
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    *,
+    leftover: tuple[str, ...],
+    backbone: str,
+    source: str,
+) -> dict[str, Tensor]:
+    """The tensors of `given` that `expected` asks for; those of `num_batches_tracked` may be absent.
+
+    Args:
+        expected: a module's own state dict.
+        given: what is to be loaded into it.
+        leftover: prefixes of names in `given` that the module has no place for: the classifier's.
+        backbone, source: what is being filled and from what, for the message.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place.
+    """
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
     misshapen = [
         f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -55,13 +83,12 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
         if names
     ]
     if problems:
-        architecture = backbone_spec(backbone.name).architecture
         raise ValueError(
-            f"state dict does not fit backbone {backbone.name!r}; tensors {'; '.join(problems)}. "
-            f"Give the plain state dict of timm's {architecture!r} (name -> tensor), or choose the backbone "
+            f"state dict does not fit backbone {backbone!r}; tensors {'; '.join(problems)}. "
+            f"Give the plain state dict of {source} (name -> tensor), or choose the backbone "
             "that it was saved from"
         )
-    backbone.body.load_state_dict({name: given.get(name, value) for name, value in expected.items()})
+    return {name: given.get(name, value) for name, value in expected.items()}
 
 
 def _shortened(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from segcore.layers.aspp import ASPP, atrous_rates
 from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
+from segcore.layers.fcn_head import FCNHead
 from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
@@ -12,6 +13,7 @@ __all__ = [
     "ASPP",
     "ConvBnAct",
     "DUpsample",
+    "FCNHead",
     "LabelEncoder",
     "SeparableConv",
     "atrous_rates",

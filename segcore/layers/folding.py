@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
     """Fold every batch normalisation that alone follows a convolution, in place; the network computes the same.
 
-    Which ones do is seen by running the network once. A convolution whose output goes anywhere else as well, be it out
-    of the network, or that runs more than once, is left as it is.
+    Which ones do is seen by running the network once. A convolution that may run several times, as in a network that
+    sees an image at several sizes, is folded if the same normalisation takes all its outputs; one whose output goes
+    anywhere else as well, be it out of the network, is left as it is.
 
     Args:
         model: in evaluation mode; it can no longer be trained, or load a state dict of its kind.
@@ -103,10 +104,17 @@ class _Calls(TorchFunctionMode):
         return result
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """Weights of convolutions, and running means of the normalisations that alone take their only output."""
-        found = []
+        """Weights of convolutions, and running means of the normalisations that alone take all that they give."""
+        found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        runs: Counter[tuple[int, int]] = Counter()
         for x, running_mean in self.normalised:
             weight = self.convolution_of.get(id(x))
-            if weight is not None and self.uses[id(x)] == self.uses[id(weight)] == self.uses[id(running_mean)] == 1:
-                found.append((weight, running_mean))
-        return found
+            if weight is not None and self.uses[id(x)] == 1:
+                key = (id(weight), id(running_mean))
+                found[key] = (weight, running_mean)
+                runs[key] += 1
+        return [
+            (weight, running_mean)
+            for key, (weight, running_mean) in found.items()
+            if runs[key] == self.uses[id(weight)] == self.uses[id(running_mean)]
+        ]

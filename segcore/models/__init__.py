@@ -1,40 +1,77 @@
 """Networks by name: `MODELS`, their configs, and how to build, save and restore one."""
 
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
-from segcore.models.contract import LossTerms, SegmentationModel, SegmentationOutput
-from segcore.models.deeplab import DeepLabV3Plus, DeepLabV3PlusConfig
+from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
+from segcore.models.deeplab import (
+    DeepLabV1,
+    DeepLabV1Config,
+    DeepLabV2,
+    DeepLabV2Config,
+    DeepLabV3,
+    DeepLabV3Config,
+    DeepLabV3Plus,
+    DeepLabV3PlusConfig,
+)
+from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 
-ModelConfig = DeepLabV3PlusConfig | DUpsamplingConfig
+ModelConfig = (
+    DeepLabV1Config | DeepLabV2Config | DeepLabV3Config | DeepLabV3PlusConfig | DilatedContextConfig | DUpsamplingConfig
+)
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "deeplab_v1": DeepLabV1Config,
+    "deeplab_v2": DeepLabV2Config,
+    "deeplab_v3": DeepLabV3Config,
     "deeplab_v3plus": DeepLabV3PlusConfig,
+    "dilated_context": DilatedContextConfig,
     "dupsampling": DUpsamplingConfig,
 }
+
+_NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    DeepLabV1Config: DeepLabV1,
+    DeepLabV2Config: DeepLabV2,
+    DeepLabV3Config: DeepLabV3,
+    DeepLabV3PlusConfig: DeepLabV3Plus,
+    DilatedContextConfig: DilatedContext,
+    DUpsamplingConfig: DUpsampling,
+}
+"""The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
     "MODELS",
     "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",
+    "DeepLabV1",
+    "DeepLabV1Config",
+    "DeepLabV2",
+    "DeepLabV2Config",
+    "DeepLabV3",
+    "DeepLabV3Config",
     "DeepLabV3Plus",
     "DeepLabV3PlusConfig",
+    "DilatedContext",
+    "DilatedContextConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",
     "SegmentationModel",
     "SegmentationOutput",
+    "at_output_stride",
     "build_model",
     "config_from_dict",
     "config_to_dict",
+    "load_pretrained",
     "meta_model",
     "needed_label_pca",
     "restore_model",
@@ -105,6 +142,28 @@ def restore_model(config: ModelConfig, num_classes: int, state_dict: Mapping[str
     return model.eval()
 
 
+def at_output_stride(config: ModelConfig, output_stride: int) -> ModelConfig:
+    """The same network at another output stride; its weights fit both (`restore_model`).
+
+    Raises:
+        ValueError: the network has one output stride alone, or its data-dependent decoder is fitted to this one.
+    """
+    if output_stride == config.output_stride:
+        return config
+    if "output_stride" not in {field.name for field in fields(config)}:
+        raise ValueError(
+            f"network {network_name(config)!r} has output stride {config.output_stride} alone; "
+            f"leave out output stride {output_stride}"
+        )
+    changed: ModelConfig = replace(config, output_stride=output_stride)  # type: ignore[arg-type]  # checked above
+    if needed_label_pca(changed) != needed_label_pca(config):
+        raise ValueError(
+            f"network {network_name(config)!r} expands blocks of {config.enlargement} pixels, its output stride in "
+            f"training; it cannot be evaluated at output stride {output_stride}"
+        )
+    return changed
+
+
 def meta_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """The network without weights, on the meta device and in evaluation mode: for shapes and costs (`segcore.cost`).
 
@@ -125,11 +184,22 @@ def _build_blank(config: ModelConfig, num_classes: int) -> nn.Module:
     return _build(config, num_classes, code)
 
 
+def load_pretrained(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Fill a network's backbone from an image classifier's state dict.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place in the backbone; nothing is changed then.
+    """
+    backbone = model.get_submodule("backbone")
+    if isinstance(backbone, Backbone):
+        load_backbone_weights(backbone, state_dict)
+    else:  # parts of the classifier live on beside its features
+        cast(PretrainedPart, backbone).load_classifier(state_dict)
+
+
 def _build(config: ModelConfig, num_classes: int, code: BlockCode | None) -> nn.Module:
-    if isinstance(config, DUpsamplingConfig):
-        assert code is not None
-        return DUpsampling(config, num_classes, code)
-    return DeepLabV3Plus(config, num_classes, code)
+    network: nn.Module = _NETWORKS[type(config)](config, num_classes, code)
+    return network
 
 
 def network_name(config: ModelConfig) -> str:

@@ -1,5 +1,6 @@
 """What every network takes and gives back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,13 +36,17 @@ class LossTerms:
     total: Tensor
     terms: dict[str, Tensor]
 
+    def plus(self, name: str, loss: Tensor, *, weight: float) -> "LossTerms":
+        """These terms and one more: `weight` times `loss` is added to the total."""
+        return LossTerms(total=self.total + weight * loss, terms={**self.terms, name: loss.detach()})
+
 
 class SegmentationModel(Protocol):
     """The contract of every entry of `MODELS`; each is an `nn.Module`.
 
     Attributes:
         num_classes: C, without the ignored value.
-        backbone: the part that pre-trained weights fill; everything else is "decoder" to the optimiser.
+        backbone: the part that pre-trained weights fill (`load_pretrained`); the rest is "decoder" to the optimiser.
         head: the last step, of `segcore.models.heads`.
     """
 
@@ -55,4 +60,16 @@ class SegmentationModel(Protocol):
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
         """Loss of `output` against integer labels of the input's size; `IGNORE_INDEX` pixels do not count."""
+        ...
+
+
+class PretrainedPart(Protocol):
+    """The `backbone` of a network that keeps more of an image classifier than `segcore.backbones.Backbone` has."""
+
+    def load_classifier(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copy the classifier's weights.
+
+        Raises:
+            ValueError: a tensor is missing, has another shape, or has no place; nothing is changed then.
+        """
         ...

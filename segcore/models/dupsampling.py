@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from segcore.backbones import OUTPUT_STRIDES, build_backbone
+from segcore.backbones import build_backbone
 from segcore.backbones.catalogue import backbone_spec
 from segcore.layers import (
     ASPP,
@@ -33,8 +33,9 @@ from segcore.layers import (
     set_batch_norm_momentum,
 )
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
+from segcore.models.config_checks import check_dropout_and_momentum, check_output_stride, check_positive
 from segcore.models.contract import LossTerms, SegmentationOutput
-from segcore.models.heads import Decoder, DUpsampleHead
+from segcore.models.heads import Decoder, DUpsampleHead, pointwise
 
 LOW_LEVEL_STRIDES = (2, 4, 8, 16)
 
@@ -72,18 +73,13 @@ class DUpsamplingConfig:
 
     def __post_init__(self) -> None:
         backbone_spec(self.backbone)
-        if self.output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride is {self.output_stride}; it must be one of {OUTPUT_STRIDES}")
+        check_output_stride(self.output_stride)
         if len(set(self.features)) != len(self.features) or not set(self.features) <= set(LOW_LEVEL_STRIDES):
             raise ValueError(f"features are {self.features}; expected different strides out of {LOW_LEVEL_STRIDES}")
-        for name in ("aspp_channels", "low_level_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.aspp_dropout < 1 or not 0 < self.batch_norm_momentum <= 1:
-            raise ValueError(
-                f"aspp_dropout is {self.aspp_dropout} and batch_norm_momentum {self.batch_norm_momentum}; "
-                "expected [0, 1) and (0, 1]"
-            )
+        check_positive(self, "aspp_channels", "low_level_channels")
+        check_dropout_and_momentum(
+            dropout=self.aspp_dropout, batch_norm_momentum=self.batch_norm_momentum, dropout_name="aspp_dropout"
+        )
 
     @property
     def decoder(self) -> Decoder:
@@ -142,7 +138,7 @@ class DUpsampling(nn.Module):
         self.depthwise = ConvBnAct(config.aspp_channels, config.aspp_channels, 3, groups=config.aspp_channels)
         for part in (self.aspp, self.fusions, self.depthwise):
             initialise_convolutions(part)
-        self.head = DUpsampleHead(config.aspp_channels, config.dupsample, code)
+        self.head = DUpsampleHead(pointwise(config.aspp_channels), config.dupsample, code)
         set_batch_norm_momentum(self, config.batch_norm_momentum)
 
     def forward(self, images_N3HW: Tensor) -> SegmentationOutput:

@@ -20,7 +20,8 @@ Where the paper is silent (it gives no code):
 """
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,18 +42,29 @@ MIN_ENLARGEMENT = 4
 """Smallest factor of a bilinear last step that a data-dependent one may replace."""
 
 
-class BilinearHead(nn.Module):
-    """1x1 classifier, scores enlarged bilinearly."""
+Predictor = Callable[[int, bool], nn.Module]
+"""Makes a network's last layer for a number of outputs (class scores, or a code), with or without a bias: linear in its
+input, and made of nothing but `nn.Conv2d`."""
 
-    def __init__(self, in_channels: int, num_classes: int, *, enlargement: int) -> None:
+
+def pointwise(in_channels: int) -> Predictor:
+    """A 1x1 convolution: the last layer of most networks."""
+    return lambda out_channels, bias: nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+
+
+class BilinearHead(nn.Module):
+    """Classifier, scores enlarged bilinearly."""
+
+    def __init__(self, predictor: Predictor, num_classes: int, *, enlargement: int) -> None:
         super().__init__()
         self.enlargement = enlargement
-        self.classifier = nn.Conv2d(in_channels, num_classes, 1)
+        self.classifier = predictor(num_classes, True)
         initialise_convolutions(self.classifier)
-        nn.init.trunc_normal_(self.classifier.weight, std=0.01)
+        for convolution in _convolutions(self.classifier):
+            nn.init.trunc_normal_(convolution.weight, std=0.01)
 
-    def forward(self, x_NKhw: Tensor, *, height: int, width: int) -> SegmentationOutput:
-        """Scores at the image's size."""
+    def forward(self, x_NKhw: Any, *, height: int, width: int) -> SegmentationOutput:
+        """Scores at the image's size; `x_NKhw` is what the predictor takes, for most a map."""
         return SegmentationOutput(
             logits_NCHW=upsample(self.classifier(x_NKhw), self.enlargement, height=height, width=width)
         )
@@ -72,20 +84,23 @@ class DUpsampleHead(nn.Module):
 
     scale_P: Tensor
 
-    def __init__(self, in_channels: int, config: DUpsampleConfig, code: BlockCode) -> None:
+    def __init__(self, predictor: Predictor, config: DUpsampleConfig, code: BlockCode) -> None:
         super().__init__()
         self.config = config
         dtype = torch.get_default_dtype()
         start_P = (code.mean_P / code.scale_P).to(dtype)
-        self.predict_code = nn.Conv2d(in_channels, config.num_components, 1, bias=not config.code_batch_norm)
-        nn.init.normal_(self.predict_code.weight, std=CODE_WEIGHT_STD)
+        self.predict_code = predictor(config.num_components, not config.code_batch_norm)
+        convolutions = _convolutions(self.predict_code)
+        for convolution in convolutions:
+            nn.init.normal_(convolution.weight, std=CODE_WEIGHT_STD)
         self.code_norm = nn.BatchNorm2d(config.num_components) if config.code_batch_norm else nn.Identity()
         if isinstance(self.code_norm, nn.BatchNorm2d):
             initialise_convolutions(self.predict_code)
             self.code_norm.weight = nn.Parameter(CODE_NORM_GAIN * (code.std_P / code.scale_P).to(dtype))
             self.code_norm.bias = nn.Parameter(start_P)
         else:
-            self.predict_code.bias = nn.Parameter(start_P)
+            for convolution in convolutions:  # outputs add up
+                convolution.bias = nn.Parameter(start_P / len(convolutions))
         weights = [*(weight for weight, _ in code.hidden), code.basis_DO]
         weights[0] = weights[0] * code.scale_P
         trainable = not config.freeze_basis
@@ -108,8 +123,8 @@ class DUpsampleHead(nn.Module):
         """Softmax temperature T, a scalar to be read (detached from the graph)."""
         return self._temperature().detach()
 
-    def forward(self, x_NKhw: Tensor, *, height: int, width: int) -> SegmentationOutput:
-        """Scores at the image's size, already divided by the temperature."""
+    def forward(self, x_NKhw: Any, *, height: int, width: int) -> SegmentationOutput:
+        """Scores at the image's size, already divided by the temperature; `x_NKhw` is what the predictor takes."""
         code = self.code_norm(self.predict_code(x_NKhw))
         scores = self.dupsample(self.hidden(code))[..., :height, :width]
         return SegmentationOutput(
@@ -152,12 +167,23 @@ Head = BilinearHead | DUpsampleHead
 
 
 def build_head(
-    in_channels: int, num_classes: int, *, enlargement: int, config: DUpsampleConfig, code: BlockCode | None
+    predictor: Predictor, num_classes: int, *, enlargement: int, config: DUpsampleConfig, code: BlockCode | None
 ) -> Head:
-    """The bilinear head, or the data-dependent one where there is a code."""
+    """The bilinear head, or the data-dependent one where there is a code.
+
+    Args:
+        predictor: makes the last layer: `pointwise(channels)` for most networks.
+        num_classes: C.
+        enlargement: image size / size of the map that the head takes.
+        config, code: of a data-dependent head.
+    """
     if code is None:
-        return BilinearHead(in_channels, num_classes, enlargement=enlargement)
-    return DUpsampleHead(in_channels, config, code)
+        return BilinearHead(predictor, num_classes, enlargement=enlargement)
+    return DUpsampleHead(predictor, config, code)
+
+
+def _convolutions(module: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
 
 
 def check_decoder(decoder: str, *, enlargement: int) -> None:

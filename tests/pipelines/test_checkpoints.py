@@ -13,11 +13,13 @@ from pipelines.checkpoints import (
     ModelCard,
     card_from_dict,
     card_to_dict,
+    chosen_inference,
     load_model,
     read_card,
     save_model,
 )
 from segcore.classifier import ClassifierConfig
+from segcore.inference import InferenceConfig
 from segcore.models import DeepLabV3PlusConfig, build_model
 from segcore.networks import build_network
 
@@ -120,6 +122,28 @@ def test_a_model_folder_may_lie_behind_any_fsspec_uri(network: nn.Module) -> Non
     uri = "memory://models/street"
     digest = save_model(uri, network, make_card())
     assert load_model(uri).digest == digest
+
+
+def test_a_model_is_loaded_at_another_output_stride(folder: str, network: nn.Module) -> None:
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    dense, same = load_model(folder, output_stride=8), load_model(folder, output_stride=32)
+    with torch.inference_mode():
+        assert torch.equal(same.model(images).logits_NCHW, network(images).logits_NCHW)
+        assert dense.model.get_submodule("backbone")(images)[32].shape[-2:] == (8, 12)
+    assert dense.card == make_card() and dense.digest == load_model(folder).digest
+
+
+def test_inference_is_what_was_given_or_what_the_recipe_says() -> None:
+    card = dataclasses.replace(make_card(), recipe={"inference": {"flip": True, "scales": [0.5, 1.0]}})
+    given = InferenceConfig(mode="sliding")
+    assert chosen_inference(card, given, as_in_recipe=False) == given
+    from_recipe = chosen_inference(card, InferenceConfig(), as_in_recipe=True)
+    assert from_recipe == InferenceConfig(flip=True, scales=(0.5, 1.0))
+    assert (
+        chosen_inference(make_card(), InferenceConfig(), as_in_recipe=True) == InferenceConfig()
+    )  # older than the field
+    with pytest.raises(ValueError, match="--recipe-inference and --inference.* exclude each other"):
+        chosen_inference(card, given, as_in_recipe=True)
 
 
 def test_a_classifier_s_folder_says_so_and_is_loaded_as_one(tmp_path: Path) -> None:

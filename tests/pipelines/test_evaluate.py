@@ -248,6 +248,19 @@ def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[d
     torch.set_num_threads(threads)
 
 
+def test_a_scorer_builds_the_network_at_the_output_stride_that_it_is_told(folder: Path) -> None:
+    threads = torch.get_num_threads()
+    strides = []
+    for output_stride in (0, 8):
+        inference = InferenceConfig(output_stride=output_stride)
+        config = ScoringConfig(workers=1, threads=1, batch_size=1, use_gpu=False, inference=inference)
+        backbone = Scorer(str(folder / "run" / "model"), 4, config).bundle.model.get_submodule("backbone")
+        strides.append(backbone.output_stride)
+    torch.set_num_threads(threads)
+    assert strides == [load_model(str(folder / "run" / "model")).card.model_config.output_stride, 8]
+    assert strides[0] != 8
+
+
 def test_image_without_valid_pixels_has_no_score(scored_here: Callable[[int], list[dict[str, Any]]]) -> None:
     last = scored_here(1)[-1]
     assert (last["valid_pixels"], last["mean_iou"], last["pixel_accuracy"]) == (0, None, None)

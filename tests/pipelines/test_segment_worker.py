@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import commits, segment_worker
+from pipelines import commits
 from pipelines.checkpoints import load_model
 from pipelines.commits import PLAN, Run, RunSettings
 from pipelines.images import DecodedImage
@@ -23,7 +23,6 @@ from pipelines.segment_worker import (
     WorkerJob,
     batches_of_one_size,
 )
-from segcore.inference import InferenceConfig
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
 
 
@@ -198,16 +197,3 @@ def test_a_model_that_changed_since_the_plan_is_refused(
     write_model(tmp_path / "model", seed=1)
     with pytest.raises(ValueError, match="has changed since run 000001 was planned; put the planned model back"):
         ShardSegmenter(worker[0].job)
-
-
-def test_settings_read_back_from_a_plan_are_those_that_were_written() -> None:
-    config = InferenceConfig(mode="sliding", scales=(0.5, 1.0), flip=True)
-    settings = {"mode": "sliding", "scales": [0.5, 1.0], "flip": True}
-    run_settings = RunSettings(
-        **dict.fromkeys(("run_id", "run_date", "created_at", "images", "model_uri", "model_version"), ""),
-        **dict.fromkeys(("model_folder", "model_digest", "config_digest", "code_commit"), ""),
-        class_names=(),
-        palette=(),
-        inference=settings,
-    )
-    assert segment_worker.inference_of(run_settings) == config

@@ -57,6 +57,9 @@ def test_features_at_513_have_the_published_sizes() -> None:
         "mobilenet_v3_small",
         "mobilenet_v3_large",
         "efficientnet_lite0",
+        "vgg16",
+        "vgg16_bn",
+        pytest.param("xception71", marks=pytest.mark.slow),
         pytest.param("resnet101_deep", marks=pytest.mark.slow),
         pytest.param("xception41", marks=pytest.mark.slow),
         pytest.param("xception65", marks=pytest.mark.slow),
@@ -120,6 +123,7 @@ def test_a_dilated_first_block_would_be_noticed() -> None:
         ("resnet101_deep", 42_623_936),
         ("xception65", 37_867_312),
         ("xception41", 24_920_560),
+        ("vgg16", 14_714_688),
     ],
 )
 def test_trunks_have_the_published_number_of_parameters(name: str, expected: int) -> None:

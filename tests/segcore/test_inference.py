@@ -3,8 +3,9 @@
 Statistics of a class map: test_class_maps.
 """
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 
 from segcore import class_maps
 from segcore.class_maps import ClassMap
-from segcore.inference import InferenceConfig, class_probabilities, count_windows, predict, working_size
+from segcore.inference import (
+    InferenceConfig,
+    class_probabilities,
+    count_windows,
+    inference_from_dict,
+    predict,
+    working_size,
+)
 from segcore.models import SegmentationOutput
 from tests.segcore.test_class_maps import check
 
@@ -170,8 +178,15 @@ def test_bfloat16_stays_close_to_float32() -> None:
         ({"stride_fraction": 1.5}, "above 1 windows leave gaps"),
         ({"scales": ()}, "expected at least one"),
         ({"scales": (1.0, 0.0)}, "each above 0"),
+        ({"output_stride": 4}, r"output_stride is 4; expected 0 \(as trained\) or one of \(8, 16, 32\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(InferenceConfig(), **changes)  # type: ignore[arg-type]  # what is refused
+
+
+def test_settings_come_back_from_json() -> None:
+    config = InferenceConfig(mode="sliding", scales=(0.5, 1.0), flip=True, output_stride=8)
+    assert inference_from_dict(json.loads(json.dumps(asdict(config)))) == config
+    assert inference_from_dict({"flip": True}) == InferenceConfig(flip=True)

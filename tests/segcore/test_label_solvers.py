@@ -15,7 +15,7 @@ from segcore.label_pca import LabelPCA, canonical_signs, solve
 from segcore.label_recovery import Recovery
 from segcore.label_solvers import SOLVERS, LearnConfig, learn_code
 from segcore.models.block_codes import DUpsampleConfig, block_code
-from segcore.models.heads import DUpsampleHead
+from segcore.models.heads import DUpsampleHead, pointwise
 
 R, C, P, HIDDEN = 8, 4, 10, 32
 D = C * R * R
@@ -134,7 +134,7 @@ def test_labels_come_back_about_as_well_as_from_a_pca(solver: str) -> None:
 def test_a_head_takes_the_code_and_expands_it_alike(solver: str) -> None:
     code = learned(solver)
     config = DUpsampleConfig(num_components=P, hidden_channels=HIDDEN if solver == "autoencoder" else 0)
-    head = DUpsampleHead(5, config, block_code(code, config, block_side=R, num_classes=C))
+    head = DUpsampleHead(pointwise(5), config, block_code(code, config, block_side=R, num_classes=C))
     codes = project(code, maps()[0])
     with torch.no_grad():
         scaled = torch.from_numpy(codes).float()[None] / head.scale_P[:, None, None]

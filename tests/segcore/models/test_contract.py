@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,11 +14,16 @@ from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
+    DeepLabV1Config,
+    DeepLabV2Config,
+    DeepLabV3Config,
     DeepLabV3PlusConfig,
+    DilatedContextConfig,
     DUpsampleConfig,
     DUpsamplingConfig,
     ModelConfig,
     SegmentationOutput,
+    at_output_stride,
     build_model,
     config_from_dict,
     config_to_dict,
@@ -28,7 +33,8 @@ from segcore.models import (
 from segcore.models.contract import LossTerms
 from segcore.models.heads import MIN_ENLARGEMENT
 
-NUM_CLASSES = 5
+NUM_CLASSES = 42
+HEIGHT, WIDTH = 97, 131
 
 SIX = DUpsampleConfig(num_components=6)
 
@@ -58,12 +64,27 @@ CASES: dict[str, ModelConfig] = {
     ),
 }
 
+CASES |= {
+    "deeplab_v1": DeepLabV1Config(channels=16),
+    "deeplab_v2": DeepLabV2Config(backbone="resnet18", input_scales=(0.5, 1.0)),
+    "deeplab_v2, one size, own branches": DeepLabV2Config(backbone="vgg16_bn", channels=16, input_scales=(1.0,)),
+    "deeplab_v3": DeepLabV3Config(backbone="resnet18", aspp_channels=16, multi_grid=(1, 2)),
+    "deeplab_v3, final convolution": DeepLabV3Config(
+        backbone="mobilenet_v3_small", output_stride=8, aspp_channels=16, final_convolution=True
+    ),
+    "dilated_context": DilatedContextConfig(backbone="resnet18"),
+    "dilated_context, front end": DilatedContextConfig(backbone="mobilenet_v3_small", context="none"),
+}
+
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
 CASES |= {
     f"{name}, dupsample": replace(config, decoder="dupsample", dupsample=SIX)
     for name, config in CASES.items()
     if not isinstance(config, DUpsamplingConfig) and config.enlargement >= MIN_ENLARGEMENT
 }
+
+AUXILIARY_TERMS: dict[str, set[str]] = {"deeplab_v2": {"scale_0.5", "scale_1"}}
+"""Loss terms in training beside the head's own."""
 
 Build = Callable[[ModelConfig], nn.Module]
 
@@ -79,7 +100,7 @@ def build(make_label_pca: Callable[..., LabelPCA]) -> Build:
     return build_case
 
 
-def batch(height: int = 65, width: int = 97) -> tuple[Tensor, Tensor]:
+def batch(height: int = HEIGHT, width: int = WIDTH) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, height, width, generator=generator)
     labels = torch.randint(0, NUM_CLASSES, (2, height, width), generator=generator, dtype=torch.uint8)
@@ -96,7 +117,7 @@ def test_every_network_has_a_case_here_with_each_decoder_that_it_can_have() -> N
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_scores_have_the_images_size_in_training_and_evaluation(name: str, build: Build) -> None:
+def test_scores_have_the_images_size_and_each_image_its_own(name: str, build: Build) -> None:
     model = build(CASES[name])
     assert model.num_classes == NUM_CLASSES and isinstance(model.backbone, nn.Module)
     for images in (batch()[0], batch(32, 48)[0]):
@@ -107,7 +128,10 @@ def test_scores_have_the_images_size_in_training_and_evaluation(name: str, build
             assert output.logits_NCHW.isfinite().all()
             assert (output.low_resolution_NKhw is None) == (needed_label_pca(CASES[name]) is None)
     with torch.no_grad():
-        assert model.eval()(batch()[0][:1]).logits_NCHW.shape == (1, NUM_CLASSES, 65, 97)
+        together = model.eval()(batch()[0]).logits_NCHW
+        apart = [model(image).logits_NCHW for image in batch()[0].split(1)]
+    assert apart[0].shape == (1, NUM_CLASSES, HEIGHT, WIDTH)
+    torch.testing.assert_close(torch.cat(apart), together, rtol=1e-3, atol=1e-4 * float(together.abs().max()))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -118,7 +142,10 @@ def test_the_loss_reaches_every_trainable_parameter(name: str, build: Build) -> 
     terms = model.loss(model(images), labels)
     assert type(terms) is LossTerms
     with_code = CASES[name].dupsample.code_loss_weight > 0
-    assert terms.total.shape == () and set(terms.terms) == {"cross_entropy", *(["code"] if with_code else [])}
+    own = {"cross_entropy", *(["code"] if with_code else [])}
+    assert terms.total.shape == () and set(terms.terms) == own | AUXILIARY_TERMS.get(
+        name.removesuffix(", dupsample"), set()
+    )
     terms.total.backward()
     trainable = {key: value for key, value in model.named_parameters() if value.requires_grad}
     frozen = {key for key, value in model.named_parameters() if not value.requires_grad}
@@ -179,6 +206,36 @@ def test_bfloat16_and_channels_last_are_safe(name: str, build: Build) -> None:
     assert all(value.grad.isfinite().all() for value in model.parameters() if value.grad is not None)
 
 
+@pytest.mark.parametrize(
+    "name", [name if name in MODELS else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
+def test_every_network_is_one_graph(name: str, build: Build) -> None:
+    """`torch.compile` finds no place where it has to leave the graph."""
+    model = build(CASES[name]).train()
+    images, labels = batch(33, 49)
+    torch.manual_seed(1)  # dropout
+    expected = model.loss(model(images), labels).total
+    torch.manual_seed(1)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(model.loss(compiled(images), labels).total, expected, rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_networks_train_and_score_the_same(name: str, build: Build) -> None:
+    model = build(CASES[name])
+    images, labels = batch()
+    with torch.no_grad():
+        expected = model.eval()(images).logits_NCHW
+        compiled = torch.compile(model)
+        torch.testing.assert_close(compiled(images).logits_NCHW, expected, rtol=1e-3, atol=1e-4)
+    loss = model.loss(torch.compile(model.train())(images), labels).total
+    loss.backward()
+    assert loss.isfinite() and all(value.grad is not None for value in model.parameters() if value.requires_grad)
+    torch.compiler.reset()
+
+
 def test_state_dicts_of_another_network_are_refused() -> None:
     config = CASES["deeplab_v3plus"]
     state = build_model(config, NUM_CLASSES).state_dict()
@@ -187,12 +244,12 @@ def test_state_dicts_of_another_network_are_refused() -> None:
     ):
         restore_model(config, 6, state)
     state.pop("head.classifier.bias")
-    with pytest.raises(ValueError, match=r"(?s)with 5 classes.*Missing key.*head.classifier.bias"):
+    with pytest.raises(ValueError, match=r"(?s)with 42 classes.*Missing key.*head.classifier.bias"):
         restore_model(config, NUM_CLASSES, state)
 
 
 def test_configs_from_dicts_name_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match="unknown network 'unet'; known: deeplab_v3plus, dupsampling"):
+    with pytest.raises(ValueError, match="unknown network 'unet'; known: deeplab_v1, .*deeplab_v3plus, .*dupsampling"):
         config_from_dict({"network": "unet"})
     with pytest.raises(ValueError, match="unknown network None"):
         config_from_dict({"backbone": "resnet18"})
@@ -200,22 +257,46 @@ def test_configs_from_dicts_name_what_they_do_not_know() -> None:
         config_from_dict({"network": "dupsampling", "width": 1, "depth": 2})
 
 
+REFUSED: dict[str, tuple[object, str]] = {
+    "backbone": ("vgg", "unknown backbone 'vgg'; known: resnet18"),
+    "output_stride": (4, "output_stride is 4; it must be one of"),
+    "aspp_channels": (0, "aspp_channels is 0; it must be at least 1"),
+    "channels": (0, "channels is 0; it must be at least 1"),
+    "aspp_dropout": (1.0, "aspp_dropout is 1.0"),
+    "dropout": (1.0, "dropout is 1.0"),
+    "batch_norm_momentum": (0.0, "batch_norm_momentum 0.0"),
+    "decoder": ("bicubic", "unknown decoder 'bicubic'; known: bilinear, dupsample"),
+}
+"""A wrong value of each setting that several networks share, and what is said of it."""
+
+
 @pytest.mark.parametrize("config_type", MODELS.values())
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"backbone": "vgg"}, "unknown backbone 'vgg'; known: resnet18"),
-        ({"output_stride": 4}, "output_stride is 4; it must be one of"),
-        ({"aspp_channels": 0}, "aspp_channels is 0; it must be at least 1"),
-        ({"aspp_dropout": 1.0}, "aspp_dropout is 1.0"),
-        ({"batch_norm_momentum": 0.0}, "batch_norm_momentum 0.0"),
-    ],
-)
-def test_configs_refuse_what_cannot_be_built(
-    config_type: type[ModelConfig], changes: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        config_type(**changes)  # type: ignore[arg-type]
+def test_configs_refuse_what_cannot_be_built(config_type: type[ModelConfig]) -> None:
+    names = {field.name for field in fields(config_type)} & REFUSED.keys()
+    assert {"backbone", "batch_norm_momentum"} <= names
+    for name in names:
+        value, message = REFUSED[name]
+        with pytest.raises(ValueError, match=message):
+            config_type(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_trained_weights_fit_every_output_stride_that_the_network_has(name: str, build: Build) -> None:
+    config = CASES[name]
+    state = build(config).state_dict()
+    for output_stride in (8, 16, 32):
+        if output_stride == config.output_stride:
+            assert at_output_stride(config, output_stride) is config
+            continue
+        has_one_alone = "output_stride" not in {field.name for field in fields(config)}
+        if has_one_alone or (config.decoder == "dupsample" and config.enlargement == config.output_stride):
+            reason = "alone" if has_one_alone else "expands blocks of"
+            with pytest.raises(ValueError, match=reason):
+                at_output_stride(config, output_stride)
+            continue
+        other = restore_model(at_output_stride(config, output_stride), NUM_CLASSES, state)
+        with torch.no_grad():
+            assert other(batch()[0][:1]).logits_NCHW.shape == (1, NUM_CLASSES, HEIGHT, WIDTH)
 
 
 def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., LabelPCA]) -> None:

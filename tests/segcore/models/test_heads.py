@@ -17,7 +17,7 @@ from segcore.label_pca import LabelPCA
 from segcore.layers import LabelEncoder
 from segcore.models import DeepLabV3PlusConfig
 from segcore.models.block_codes import CODE_SCALES, CodeScale, DUpsampleConfig, block_code
-from segcore.models.heads import DUpsampleHead
+from segcore.models.heads import DUpsampleHead, pointwise
 
 R, C, P, HIDDEN = 8, 4, 6, 10
 MakeLabelPCA = Callable[..., LabelPCA]
@@ -59,7 +59,7 @@ def head_of(code: LabelCode, **settings: object) -> DUpsampleHead:
     torch.manual_seed(0)
     hidden = HIDDEN if len(code.decoder) > 1 else 0
     config = replace(DUpsampleConfig(num_components=P, hidden_channels=hidden), **settings)  # type: ignore[arg-type]
-    return DUpsampleHead(5, config, block_code(code, config, block_side=R, num_classes=C))
+    return DUpsampleHead(pointwise(5), config, block_code(code, config, block_side=R, num_classes=C))
 
 
 @pytest.fixture(params=["pca", "centred pca", "autoencoder"])
