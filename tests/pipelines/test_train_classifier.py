@@ -38,6 +38,7 @@ def base(data: str, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         data=data,
         output=str(folder),
         name="classifier",
+        workers=2,
         experiment="tests",
         tracking_uri=tracking.connect(f"sqlite:///{folder}/store.db"),
         register="tiny-classifier",
