@@ -142,7 +142,10 @@ def measure(case: str, what: str, *, mode: str, threads: int) -> tuple[str, floa
 def times_faster(*, threads: int) -> float:
     """Images per second of DFANet A over those of DeepLabV3+ R50 at output stride 16, both prepared."""
     torch.set_num_threads(threads)
-    configs = {"DFANet A": DFANetConfig(), "DeepLabV3+": DeepLabV3PlusConfig(backbone="resnet50")}
+    configs: dict[str, ModelConfig] = {
+        "DFANet A": DFANetConfig(),
+        "DeepLabV3+": DeepLabV3PlusConfig(backbone="resnet50"),
+    }
     sides = {
         name: forward_pass(prepared(config), size=FASTER_SIZE, channels_last=True, compiled=False)
         for name, config in configs.items()

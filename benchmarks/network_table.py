@@ -212,8 +212,8 @@ def main() -> int:
     text = f"""# Networks
 
 Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one
-per multiplication, without auxiliary heads; our difference to the published figure stands in brackets. Where nothing was
-published, the tests pin what the layers of the paper add up to. Scores are the papers' own, not ours: see
+per multiplication, without auxiliary heads; our difference to the published figure stands in brackets. Where nothing
+was published, the tests pin what the layers of the paper add up to. Scores are the papers' own, not ours: see
 [log.md](log.md) for what we trained. Latency: seconds for one image, eager, {torch.get_num_threads()} threads.
 
 {table((*header, *(("latency, s",) if with_latency else ())), rows)}

@@ -216,7 +216,8 @@ class PlainDFANet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Scores at the image's size."""
-        x, before = self.stem(images), []
+        x = self.stem(images)
+        before: list[Tensor] = []
         lows, highs = [], []
         for encoder, low, high in zip(self.encoders, self.low, self.high, strict=True):
             before, attended = encoder(x, before)

@@ -31,7 +31,7 @@ from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
 from pipelines.train import TrainConfig, train
 from segcore.augment import AugmentConfig
-from segcore.models import build_model
+from segcore.networks import build_network
 from segcore.optim import build_optimiser, poly_schedule
 
 NUM_CLASSES = 11
@@ -144,7 +144,7 @@ def plain_loop(recipe: Recipe, steps: int, began: float) -> Measured:
     crop = recipe.augment
     images = [torch.randn(BATCH_SIZE, 3, crop.crop_height, crop.crop_width) for _ in range(4)]
     labels = [torch.randint(0, NUM_CLASSES, (BATCH_SIZE, crop.crop_height, crop.crop_width)) for _ in range(4)]
-    model = build_model(recipe.model, NUM_CLASSES).train()
+    model = build_network(recipe.model, NUM_CLASSES).train()
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
         images = [each.to(memory_format=torch.channels_last) for each in images]

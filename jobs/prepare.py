@@ -3,8 +3,11 @@
     ray job submit --working-dir . -- python jobs/prepare.py camvid --root s3://raw/CamVid --output s3://lake/camvid
     python jobs/prepare.py folder --images photos --labels masks --classes classes.yaml --output data/mine
     python jobs/prepare.py scenes --output data/scenes
+    python jobs/prepare.py class_folders --root ILSVRC --output data/imagenet --images-per-part 1024
+    python jobs/prepare.py label_crops --data data/scenes --crops data/crops --output data/classified-crops
 
-Reads: a raw dataset in one of the layouts below; `camvid --help` and so on tell their options.
+Reads: a raw dataset in one of the layouts below; `camvid --help` and so on tell their options. The last two are for
+image classification, on which backbones are pre-trained.
 
 Writes: SPLIT/part-00000.parquet ..., failures.parquet (pairs that cannot be used, and why), manifest.json (last).
 

@@ -15,8 +15,17 @@ from torch import Tensor, nn
 
 from pipelines import storage
 from pipelines.manifests import code_commit, digest, read_manifest, write_manifest
+from segcore import Task
 from segcore.inference import InferenceConfig, inference_from_dict
-from segcore.models import ModelConfig, at_output_stride, config_from_dict, config_to_dict, restore_model
+from segcore.models import at_output_stride
+from segcore.networks import (
+    NetworkConfig,
+    network_from_dict,
+    network_to_dict,
+    restore_network,
+    segmentation_config,
+    task_of,
+)
 
 KIND = "model"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,7 +56,7 @@ class ModelCard:
     Attributes:
         model_config: the network; its backbone's name fixes the architecture, no weights are fetched.
         class_names: the class table, in the order of the logits' channels.
-        palette: one RGB colour per class, 0..255.
+        palette: one RGB colour per class, 0..255; empty for a classifier.
         mean: of the backbone's input, per RGB channel, in units of 1 (image / 255).
         std: likewise.
         dataset_digest: of the prepared dataset that it was trained on.
@@ -57,7 +66,7 @@ class ModelCard:
         input_policy: the scale of the pictures that it was trained on.
     """
 
-    model_config: ModelConfig
+    model_config: NetworkConfig
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     mean: tuple[float, float, float]
@@ -69,14 +78,20 @@ class ModelCard:
     input_policy: InputPolicy
 
     def __post_init__(self) -> None:
-        if len(self.class_names) != len(self.palette):
+        if len(self.palette) != (len(self.class_names) if self.task == "segmentation" else 0):
             raise ValueError(
-                f"{len(self.class_names)} class names and {len(self.palette)} colours; give one colour per class"
+                f"{len(self.class_names)} class names and {len(self.palette)} colours; give one colour per class, and "
+                "none to a classifier"
             )
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """Whether this is a segmentation network or a classifier."""
+        return task_of(self.model_config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +99,7 @@ class ModelBundle:
     """A loaded model folder.
 
     Attributes:
-        model: the network, in evaluation mode, on the CPU; it obeys `SegmentationModel`.
+        model: the network, in evaluation mode, on the CPU; it obeys `SegmentationModel`, or is a `Classifier`.
         card: the rest of the folder.
         digest: SHA-256 over weights and card; two folders with one digest give the same masks.
         uri: where it was loaded from.
@@ -101,7 +116,7 @@ def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
 
     Args:
         uri: the folder; files of an earlier model there are replaced.
-        model: what `build_model(card.model_config, card.num_classes)` gives, trained; not wrapped in DDP.
+        model: what `build_network(card.model_config, card.num_classes)` gives, trained; not wrapped in DDP.
         card: see `ModelCard`.
     """
     content = {WEIGHTS_FILE: state_bytes(model.state_dict()), CONFIG_FILE: storage.json_bytes(card_to_dict(card))}
@@ -113,16 +128,32 @@ def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
     return folder_digest
 
 
-def load_model(uri: str, *, output_stride: int = 0) -> ModelBundle:
+def load_model(uri: str, *, task: Task = "segmentation", output_stride: int = 0) -> ModelBundle:
     """Load a model folder and prove that it is complete and unchanged.
 
     Args:
         uri: the folder.
+        task: that the model must be for.
         output_stride: of the network that the weights are put into; 0: as it was trained.
 
     Raises:
-        ValueError: there is no manifest, a file is missing or changed, or the weights do not fit the network; the
-            message names the file. Or the network has no such output stride.
+        ValueError: there is no manifest, a file is missing or changed, the weights do not fit the network, or the model
+            is for another task; the message names the file. Or the network has no such output stride.
+    """
+    card, state, folder_digest = read_weights(uri)
+    _check_task(card, task, uri)
+    network = card.model_config
+    if output_stride:
+        network = at_output_stride(segmentation_config(network), output_stride)
+    model = restore_network(network, card.num_classes, state)
+    return ModelBundle(model=model, card=card, digest=folder_digest, uri=uri)
+
+
+def read_weights(uri: str) -> tuple[ModelCard, dict[str, Tensor], str]:
+    """Card, tensors by the network's names, and digest of a model folder for any task, complete and unchanged.
+
+    Raises:
+        ValueError: there is no manifest, or a file is missing or changed; the message names the file.
     """
     manifest = read_manifest(uri, kind=KIND)
     content = {name: _read_verified(uri, name, entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -131,9 +162,7 @@ def load_model(uri: str, *, output_stride: int = 0) -> ModelBundle:
         raise ValueError(f"the manifest of model folder {uri!r} lists no {sorted(missing)[0]}; train or copy it again")
     card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
     state = read_state(content[WEIGHTS_FILE], origin=storage.join(uri, WEIGHTS_FILE))
-    network = at_output_stride(card.model_config, output_stride) if output_stride else card.model_config
-    model = restore_model(network, card.num_classes, state)
-    return ModelBundle(model=model, card=card, digest=manifest["digest"], uri=uri)
+    return card, state, manifest["digest"]
 
 
 def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: bool) -> InferenceConfig:
@@ -149,15 +178,28 @@ def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: b
     return inference_from_dict(card.recipe.get("inference", {}))
 
 
-def read_card(uri: str) -> tuple[ModelCard, str]:
-    """Card and digest of a model folder, without reading its weights.
+def read_card(uri: str, *, task: Task | None = "segmentation") -> tuple[ModelCard, str]:
+    """Card and digest of a model folder, without reading its weights; `task` None takes a model for any.
 
     Raises:
-        ValueError: there is no manifest, or the card is missing or changed.
+        ValueError: there is no manifest, the card is missing or changed, or the model is for another task.
     """
     manifest = read_manifest(uri, kind=KIND)
     _read_verified(uri, CONFIG_FILE, manifest["files"][CONFIG_FILE]["sha256"])
-    return card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE))), manifest["digest"]
+    card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
+    if task is not None:
+        _check_task(card, task, uri)
+    return card, manifest["digest"]
+
+
+def _check_task(card: ModelCard, task: Task, uri: str) -> None:
+    if card.task == task:
+        return
+    what = {"segmentation": "a segmentation network", "classification": "an image classifier"}
+    raise ValueError(
+        f"model folder {uri!r} holds {what[card.task]}, expected {what[task]}; give another model (a classifier's "
+        "backbone starts a training: jobs/train.py --weights FOLDER)"
+    )
 
 
 def state_bytes(state: dict[str, Tensor]) -> bytes:
@@ -186,7 +228,7 @@ def card_to_dict(card: ModelCard) -> dict[str, Any]:
     """The card as JSON values; `card_from_dict` reverses it."""
     fields = {field.name: getattr(card, field.name) for field in dataclasses.fields(card)}
     return fields | {
-        "model_config": config_to_dict(card.model_config),
+        "model_config": network_to_dict(card.model_config),
         "input_policy": dataclasses.asdict(card.input_policy),
     }
 
@@ -202,7 +244,7 @@ def card_from_dict(values: dict[str, Any]) -> ModelCard:
         wrong = ", ".join(sorted(values.keys() ^ expected))
         raise ValueError(f"{CONFIG_FILE} of a model folder misses or adds: {wrong}; it was written by another version")
     return ModelCard(
-        model_config=config_from_dict(values["model_config"]),
+        model_config=network_from_dict(values["model_config"]),
         class_names=tuple(values["class_names"]),
         palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
         mean=tuple(values["mean"]),

@@ -91,7 +91,8 @@ def compare(config: CompareConfig) -> CompareResult:
     records = finished_runs(trainings, experiment=config.experiment, names=config.runs)
     evaluations = tracking.find_runs(experiment=config.experiment, job="evaluate")
     runs, left_out = _described(records, evaluations, config)
-    dataset = _dataset(config, records)
+    described = {run.run_id for run in runs}
+    dataset = _dataset(config, [record for record in records if record.run_id in described])
     beside = None
     if config.table is not None:
         beside = beside_table(

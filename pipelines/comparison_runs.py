@@ -8,11 +8,20 @@ from pipelines.checkpoints import read_card
 from pipelines.evaluate import SPLIT_TAG
 from segcore.inference import InferenceConfig
 from segcore.models import ModelConfig, config_to_dict
+from segcore.networks import segmentation_config
 
 NETWORK_PREFIX = "model."
 RECIPE_NAME = "recipe.recipe_name"
 """Parameter of a training run that says where its recipe came from; the recipe's fields say what it was."""
-SETTINGS = ("weights", "dataset_digest", "label_pca_digest", "train_split", "validation_split", "workers")
+SETTINGS = (
+    "weights",
+    "weights_digest",
+    "dataset_digest",
+    "label_pca_digest",
+    "train_split",
+    "validation_split",
+    "workers",
+)
 """Parameters of a training run, beside its recipe, that can change its score."""
 
 
@@ -113,14 +122,15 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
     """
     folder = record.tags[tracking.MODEL_FOLDER_TAG]
     card, model_digest = read_card(folder)
+    config = segmentation_config(card.model_config)
     run = ComparedRun(
         name=record.name,
         run_id=record.run_id,
         model_folder=folder,
         model_digest=model_digest,
-        network=str(config_to_dict(card.model_config)["network"]),
-        backbone=card.model_config.backbone,
-        output_stride=card.model_config.output_stride,
+        network=str(config_to_dict(config)["network"]),
+        backbone=config.backbone,
+        output_stride=config.output_stride,
         class_names=card.class_names,
         scores={name.removeprefix("val/"): value for name, value in card.scores.items()},
         scored_by="training's validation",
@@ -131,7 +141,7 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
         images_per_second=None,
         train_seconds=record.metrics.get("train/seconds", record.duration_seconds),
         settings=_settings(record),
-        model_config=card.model_config,
+        model_config=config,
         recipe_name=record.parameters.get(RECIPE_NAME, ""),
         label_pca=record.parameters.get("label_pca", ""),
     )

@@ -46,7 +46,7 @@ from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
 from pipelines.segment import SegmentConfig, segment
 from pipelines.train import TrainConfig, TrainResult, train
-from segcore.models import needed_label_pca
+from segcore.networks import label_pca_size
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _learn(
     """From nothing to two evaluated networks."""
     data, label_pca = storage.join(output, "data"), storage.join(output, "label_pca")
     recipes = {name: _recipe(recipe, config) for name, recipe in RECIPES.items()}
-    size = needed_label_pca(recipes["dupsampling"].model)
+    size = label_pca_size(recipes["dupsampling"].model)
     assert size is not None
     with clock.stage("prepare scenes"):
         prepare(PrepareConfig(dataset=config.scenes, output=data))

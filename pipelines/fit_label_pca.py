@@ -43,7 +43,7 @@ from segcore.label_code import LabelCode
 from segcore.label_pca import PCA, LabelPCA
 from segcore.label_recovery import Recovery
 from segcore.label_solvers import LearnConfig
-from segcore.models import needed_label_pca
+from segcore.networks import label_pca_size
 
 RECOVERY_FILE = "recovery.json"
 RECOVERY_TABLE = "recovery.csv"
@@ -182,9 +182,11 @@ def _fit_settings(config: FitLabelPCAConfig, dataset: PreparedDataset) -> FitSet
     """
     block_side, num_components = config.block_side, config.num_components
     if config.recipe is not None:
-        size = needed_label_pca(find_recipe(config.recipe).model)
+        size = label_pca_size(find_recipe(config.recipe).model)
         if size is None:
-            raise ValueError(f"recipe {config.recipe!r} enlarges bilinearly and needs no label PCA; choose another")
+            raise ValueError(
+                f"recipe {config.recipe!r} has no data-dependent decoder and needs no label PCA; choose another"
+            )
         if block_side not in (None, size.block_side):
             raise ValueError(
                 f"--block-side is {block_side} and recipe {config.recipe!r} needs {size.block_side}; leave it out"

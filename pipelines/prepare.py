@@ -1,8 +1,9 @@
 """Turn a raw dataset into a prepared one: Parquet shards per split, checked pair by pair, and a manifest.
 
-1. List the pairs, put those of a split in an order drawn from a hash of their ids, and cut it into shards. The order is
-   mixed once, here, so that a reader who shuffles shards and a small buffer sees mixed batches though videos were
-   listed frame by frame; and it depends on ids alone, not on how a folder happens to be listed.
+1. List the samples (an image and its label map, or an image and its class), put those of a split in an order drawn
+   from a hash of their ids, and cut it into shards. The order is mixed once, here, so that a reader who shuffles shards
+   and a small buffer sees mixed batches though videos were listed frame by frame; and it depends on ids alone, not on
+   how a folder happens to be listed.
 2. One Ray task per shard writes a part and then its record (`pipelines.prepare_shard`). A run that was killed is
    continued by the same command: shards with a record and an intact part are skipped.
 3. Integer statistics are merged, `failures.parquet` and last `manifest.json` are written.
@@ -15,6 +16,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -22,14 +24,27 @@ import tyro
 
 from pipelines import manifests, storage
 from pipelines.cluster import cluster_size, ray_cluster
-from pipelines.datasets import DatasetListing, Sample, list_dataset
+from pipelines.datasets import ClassifiedImage, Listing, Sample, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
+from pipelines.datasets.class_folders import ClassFoldersConfig
 from pipelines.datasets.folder import FolderConfig
+from pipelines.datasets.label_crops import LabelCropsConfig
+from pipelines.datasets.listing import ClassificationListing
 from pipelines.datasets.scenes import ScenesConfig
-from pipelines.prepare_shard import PROGRESS_FOLDER, Shard, ShardJob, ShardRecord, Statistics, prepare_shard
+from pipelines.prepare_shard import (
+    PROGRESS_FOLDER,
+    RowMaker,
+    Shard,
+    ShardJob,
+    ShardRecord,
+    Statistics,
+    classification_row,
+    prepare_shard,
+    segmentation_row,
+)
 from pipelines.progress import progress
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_FAILURES_SCHEMA, open_dataset, parquet_bytes, part_path
-from segcore import IGNORE_INDEX
+from segcore import IGNORE_INDEX, Task
 
 FAILURES_FILE = "failures.parquet"
 PLAN_FILE = "plan.json"
@@ -48,16 +63,18 @@ class PrepareConfig:
         Annotated[CamVidConfig, tyro.conf.subcommand("camvid")]
         | Annotated[FolderConfig, tyro.conf.subcommand("folder")]
         | Annotated[ScenesConfig, tyro.conf.subcommand("scenes")]
+        | Annotated[ClassFoldersConfig, tyro.conf.subcommand("class_folders")]
+        | Annotated[LabelCropsConfig, tyro.conf.subcommand("label_crops")]
     )
     """Layout of the raw data."""
     output: str
     """Folder or URI of the prepared dataset: new, empty, or begun by the same command."""
     images_per_part: int = 64
-    """Pairs per Parquet file, at most 4096. A file is read whole, so that 5 to 50 MB are a good size."""
+    """Images per Parquet file, at most 4096. A file is read whole, so that 5 to 50 MB are a good size."""
     max_failures: float = 0.01
-    """Share of pairs that may be unusable (they are listed in failures.parquet) before the job stops."""
+    """Share of images or pairs that may be unusable (they are listed in failures.parquet) before the job stops."""
     shuffle_seed: int = 0
-    """Another seed gives another order of the pairs within their split."""
+    """Another seed gives another order of the images within their split."""
     workers: int | None = None
     """Ray tasks at a time. None: as many as the cluster has logical CPUs."""
 
@@ -79,13 +96,14 @@ class PrepareResult:
     num_images: dict[str, int]
     num_failures: int
     already_complete: bool
+    unit: str = "pairs"
 
     @property
     def closing_line(self) -> str:
         """One line for the terminal."""
         images = ", ".join(f"{split} {count}" for split, count in self.num_images.items())
         failures = storage.join(self.uri, FAILURES_FILE)
-        left_out = f"; {self.num_failures} pairs left out, see {failures}" if self.num_failures else ""
+        left_out = f"; {self.num_failures} {self.unit} left out, see {failures}" if self.num_failures else ""
         done = "already prepared by this command, nothing to do" if self.already_complete else "prepared"
         return f"{done}: {self.uri} ({images} images{left_out})"
 
@@ -103,20 +121,27 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     if storage.exists(storage.join(output, manifests.MANIFEST)):
         _check_same_plan(output, manifests.read_manifest(output, kind=KIND).get("plan"), plan)
         storage.remove_tree(storage.join(output, PROGRESS_FOLDER))  # a run killed between manifest and cleaning
-        return _result(output, already_complete=True)
+        return _result(output, listing, already_complete=True)
     job = ShardJob(
         output=output,
         plan_digest=manifests.digest(plan),
-        class_table=listing.class_table,
-        read=listing.read,
+        task=listing.task,
+        num_classes=len(listing.class_table.names),
+        make_row=_row_maker(listing),
         resume=_begin(output, plan),
     )
     records, failures = _run(config, listing, job)
     _finish(output, plan, listing, records, failures)
-    return _result(output, already_complete=False)
+    return _result(output, listing, already_complete=False)
 
 
-def make_plan(listing: DatasetListing, config: PrepareConfig) -> dict[str, Any]:
+def _row_maker(listing: Listing) -> RowMaker:
+    if isinstance(listing, ClassificationListing):
+        return classification_row
+    return partial(segmentation_row, class_table=listing.class_table, read=listing.read)
+
+
+def make_plan(listing: Listing, config: PrepareConfig) -> dict[str, Any]:
     """Everything that the output's bytes depend on, apart from the files' content: JSON values only."""
     names = hashlib.sha256()
     for sample in listing.samples:
@@ -134,10 +159,10 @@ def make_plan(listing: DatasetListing, config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def cut_into_shards(listing: DatasetListing, config: PrepareConfig) -> Iterator[Shard]:
+def cut_into_shards(listing: Listing, config: PrepareConfig) -> Iterator[Shard]:
     """The shards of every split; the same for the same ids, seed and size, however the samples were listed."""
 
-    def mixed(sample: Sample) -> bytes:
+    def mixed(sample: Sample | ClassifiedImage) -> bytes:
         return hashlib.sha256(f"{config.shuffle_seed}/{sample.image_id}".encode()).digest()
 
     for split in _split_names(listing):
@@ -177,9 +202,7 @@ def _check_same_plan(output: str, found: dict[str, Any] | None, expected: dict[s
     )
 
 
-def _run(
-    config: PrepareConfig, listing: DatasetListing, job: ShardJob
-) -> tuple[list[ShardRecord], list[dict[str, str]]]:
+def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[ShardRecord], list[dict[str, str]]]:
     """Prepare every shard, a bounded number at a time; returns the records and all failures, in a fixed order."""
     failures = [
         {"image_id": entry.image_id, "split": entry.split, "source": entry.uri, "stage": "list", "reason": entry.reason}
@@ -200,7 +223,7 @@ def _run(
                 advance(record.num_rows + len(record.failures))
     failures.sort(key=lambda row: (row["split"], row["image_id"], row["reason"]))
     if len(failures) > allowed or not any(record.num_rows for record in records):
-        _refuse(failures, num_pairs=num_pairs, allowed=allowed, config=config, output=job.output)
+        _refuse(failures, f"{num_pairs} {listing.unit}", allowed=allowed, config=config, output=job.output)
     order = {split: position for position, split in enumerate(_split_names(listing))}
     return sorted(records, key=lambda record: (order[record.split], record.index)), failures
 
@@ -222,14 +245,12 @@ def _records(
         yield ray.get(done)
 
 
-def _refuse(
-    failures: list[dict[str, str]], *, num_pairs: int, allowed: int, config: PrepareConfig, output: str
-) -> None:
+def _refuse(failures: list[dict[str, str]], of_all: str, *, allowed: int, config: PrepareConfig, output: str) -> None:
     uri = storage.join(output, FAILURES_FILE)
     storage.write_atomic(uri, parquet_bytes(failures, SHARD_FAILURES_SCHEMA))
     shown = "".join(f"\n  {row['source']}: {row['reason']}" for row in failures[:FAILURES_SHOWN])
     raise ValueError(
-        f"{len(failures)} of {num_pairs} pairs cannot be used, more than the {allowed} that --max-failures "
+        f"{len(failures)} of {of_all} cannot be used, more than the {allowed} that --max-failures "
         f"{config.max_failures:g} allows. The first:{shown}\nAll that were found before the job stopped are in {uri}. "
         "Mend the files and run the same command, which continues; or allow more with --max-failures"
     )
@@ -238,7 +259,7 @@ def _refuse(
 def _finish(
     output: str,
     plan: dict[str, Any],
-    listing: DatasetListing,
+    listing: Listing,
     records: list[ShardRecord],
     failures: list[dict[str, str]],
 ) -> None:
@@ -253,11 +274,13 @@ def _finish(
         total.merge(statistics)
     normalised = "train" if by_split.get("train", total).num_pixels and "train" in by_split else None
     mean, std = (by_split[normalised] if normalised else total).mean_and_std()
-    _refuse_one_class(total, listing)
+    if listing.task == "segmentation":
+        _refuse_one_class(total, listing)
     _warn(total, listing)
     storage.remove_unfinished(output)
     content = {
         "format_version": FORMAT_VERSION,
+        "task": listing.task,
         "plan": plan,
         "class_names": table.names,
         "palette": table.palette,
@@ -269,19 +292,20 @@ def _finish(
         "num_failures": len(failures),
         "failures": {"path": FAILURES_FILE, "sha256": storage.sha256(failures_bytes)},
         "notes": total.notes,
-        "splits": [_split_entry(split, statistics, records) for split, statistics in by_split.items()],
+        "splits": [_split_entry(split, statistics, records, listing.task) for split, statistics in by_split.items()],
         "code_commit": manifests.code_commit(),
     }
     manifests.write_manifest(output, kind=KIND, content=content)
     storage.remove_tree(storage.join(output, PROGRESS_FOLDER))
 
 
-def _split_entry(split: str, statistics: Statistics, records: list[ShardRecord]) -> dict[str, Any]:
+def _split_entry(split: str, statistics: Statistics, records: list[ShardRecord], task: Task) -> dict[str, Any]:
+    counts = {"segmentation": "class_pixels", "classification": "class_images"}[task]
     own = [record for record in records if record.split == split]
     return {
         "name": split,
         "num_images": sum(record.num_rows for record in own),
-        "class_pixels": statistics.class_pixels_C,
+        counts: getattr(statistics, f"{counts}_C"),
         "parts": [
             {
                 "path": part_path(split, record.index),
@@ -295,7 +319,7 @@ def _split_entry(split: str, statistics: Statistics, records: list[ShardRecord])
     }
 
 
-def _refuse_one_class(total: Statistics, listing: DatasetListing) -> None:
+def _refuse_one_class(total: Statistics, listing: Listing) -> None:
     names, present = listing.class_table.names, [count > 0 for count in total.class_pixels_C]
     if len(names) > 1 and sum(present) == 1 and sum(total.class_pixels_C) < total.num_pixels:
         raise ValueError(
@@ -305,26 +329,27 @@ def _refuse_one_class(total: Statistics, listing: DatasetListing) -> None:
         )
 
 
-def _warn(total: Statistics, listing: DatasetListing) -> None:
-    absent = [name for name, pixels in zip(listing.class_table.names, total.class_pixels_C, strict=True) if not pixels]
+def _warn(total: Statistics, listing: Listing) -> None:
+    absent = [name for name, images in zip(listing.class_table.names, total.class_images_C, strict=True) if not images]
     if absent:
-        logger.warning("no pixel has the class %s: check the class table and the label files", ", ".join(absent))
+        logger.warning("no image holds the class %s: check the class table and the files", ", ".join(absent))
     for note, count in sorted(total.notes.items()):
-        if note.startswith("EXIF orientation"):
+        if note.startswith("EXIF orientation") and listing.task == "segmentation":
             logger.warning("%d images: %s; their labels must show the image upright", count, note)
 
 
-def _result(output: str, *, already_complete: bool) -> PrepareResult:
-    dataset = open_dataset(output)
+def _result(output: str, listing: Listing, *, already_complete: bool) -> PrepareResult:
+    dataset = open_dataset(output, task=listing.task)
     return PrepareResult(
         uri=output,
         num_images={name: split.num_images for name, split in dataset.splits.items()},
         num_failures=manifests.read_manifest(output, kind=KIND)["num_failures"],
         already_complete=already_complete,
+        unit=listing.unit,
     )
 
 
-def _split_names(listing: DatasetListing) -> list[str]:
+def _split_names(listing: Listing) -> list[str]:
     """train, val, test first, so far as they are there; then others by name."""
     found = {sample.split for sample in listing.samples}
     return [split for split in FIRST_SPLITS if split in found] + sorted(found - set(FIRST_SPLITS))

@@ -1,4 +1,4 @@
-"""One shard of `prepare`: read its pairs, check them, write its part and then its record. Runs in a Ray task.
+"""One shard of `prepare`: read its images, check them, write its part and then its record. Runs in a Ray task.
 
 The record is the shard's commit: a part without a record, or whose bytes differ from it, is written again.
 """
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.datasets.listing import ClassTable, Sample
+from pipelines.datasets.listing import ClassifiedImage, ClassTable, Sample
 from pipelines.images import DecodedImage, ImageError, decode_image, decode_labels, encode_labels_png
-from pipelines.shards import SHARD_SCHEMA, parquet_bytes, part_path
+from pipelines.shards import FORMAT_VERSION, SCHEMAS, parquet_bytes, part_path
+from segcore import Task
 
 PROGRESS_FOLDER = "_progress"
 
@@ -29,7 +30,7 @@ class Shard:
 
     split: str
     index: int
-    samples: tuple[Sample, ...]
+    samples: tuple[Sample | ClassifiedImage, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +40,18 @@ class ShardJob:
     Attributes:
         output: the dataset's folder, absolute.
         plan_digest: names the run; a record of another plan is not believed.
+        task: chooses the schema of a row.
+        num_classes: C.
+        make_row: reads and checks a sample, adds it to the statistics, and returns its row: `segmentation_row` with
+            its settings, or `classification_row`. Picklable.
         resume: look for parts of an earlier run.
     """
 
     output: str
     plan_digest: str
-    class_table: ClassTable
-    read: Callable[[Sample], tuple[bytes, bytes]]
+    task: Task
+    num_classes: int
+    make_row: "RowMaker"
     resume: bool
 
 
@@ -54,13 +60,15 @@ class Statistics:
     """Additive state: exact integer sums over pixels, so that no order of shards changes a digit.
 
     Attributes:
-        class_pixels_C: pixels of each class, ignored ones left out.
+        class_pixels_C: pixels of each class, ignored ones left out; zeros in a classification dataset.
+        class_images_C: images that hold each class.
         num_pixels: pixels of all images, ignored ones included.
         channel_sums, channel_square_sums: of 8-bit red, green, blue. Python integers: they cannot overflow.
         notes: how many images each kind of treatment met.
     """
 
     class_pixels_C: list[int]
+    class_images_C: list[int]
     num_pixels: int = 0
     channel_sums: list[int] = field(default_factory=lambda: [0, 0, 0])
     channel_square_sums: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -69,24 +77,34 @@ class Statistics:
     @classmethod
     def zero(cls, num_classes: int) -> "Statistics":
         """Nothing seen."""
-        return cls(class_pixels_C=[0] * num_classes)
+        return cls(class_pixels_C=[0] * num_classes, class_images_C=[0] * num_classes)
 
     def update(self, image: DecodedImage, labels_HW: NDArray[np.uint8]) -> list[int]:
-        """Add one pair; returns its own `class_pixels`."""
+        """Add an image and its label map; returns its own `class_pixels`."""
+        self._add_pixels(image)
+        own: list[int] = np.bincount(labels_HW.ravel(), minlength=256)[: len(self.class_pixels_C)].tolist()
+        self.class_pixels_C = _added(self.class_pixels_C, own)
+        self.class_images_C = _added(self.class_images_C, [int(count > 0) for count in own])
+        return own
+
+    def update_class(self, image: DecodedImage, class_index: int) -> None:
+        """Add an image of one class."""
+        self._add_pixels(image)
+        self.class_images_C[class_index] += 1
+
+    def _add_pixels(self, image: DecodedImage) -> None:
         levels = np.arange(256)
         for channel in range(3):
             counts = np.bincount(image.pixels_HW3[..., channel].ravel(), minlength=256)
             self.channel_sums[channel] += int(counts @ levels)
             self.channel_square_sums[channel] += int(counts @ levels**2)
-        own: list[int] = np.bincount(labels_HW.ravel(), minlength=256)[: len(self.class_pixels_C)].tolist()
-        self.class_pixels_C = _added(self.class_pixels_C, own)
-        self.num_pixels += labels_HW.size
+        self.num_pixels += image.pixels_HW3.shape[0] * image.pixels_HW3.shape[1]
         self.notes = dict(Counter(self.notes) + Counter(note.split(" (")[0] for note in image.notes))
-        return own
 
     def merge(self, other: "Statistics") -> None:
         """Add what another state has seen."""
         self.class_pixels_C = _added(self.class_pixels_C, other.class_pixels_C)
+        self.class_images_C = _added(self.class_images_C, other.class_images_C)
         self.num_pixels += other.num_pixels
         self.channel_sums = _added(self.channel_sums, other.channel_sums)
         self.channel_square_sums = _added(self.channel_square_sums, other.channel_square_sums)
@@ -120,15 +138,15 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
     """Write one shard's part and record, unless an earlier run has done so. The same bytes whoever writes them."""
     if job.resume and (finished := _finished(shard, job)) is not None:
         return finished
-    statistics = Statistics.zero(len(job.class_table.names))
+    statistics = Statistics.zero(job.num_classes)
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     for sample in shard.samples:
         try:
-            rows.append(_prepare_sample(sample, job, statistics))
-        except _UnusablePairError as failure:
+            rows.append(job.make_row(sample, statistics))
+        except _UnusableError as failure:
             failures.append(failure.row(sample))
-    data = parquet_bytes(rows, SHARD_SCHEMA) if rows else b""
+    data = parquet_bytes(rows, SCHEMAS[job.task]) if rows else b""
     if rows:
         storage.write_atomic(storage.join(job.output, part_path(shard.split, shard.index)), data)
     record = ShardRecord(
@@ -140,39 +158,71 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
         statistics=statistics,
         failures=tuple(failures),
     )
-    content = {"plan_digest": job.plan_digest, "record": dataclasses.asdict(record)}
+    content = {
+        "plan_digest": job.plan_digest,
+        "format_version": FORMAT_VERSION,
+        "record": dataclasses.asdict(record),
+    }
     storage.write_atomic(_record_uri(shard, job), storage.json_bytes(content))
     return record
 
 
-class _UnusablePairError(Exception):
-    """Stays within this module: a pair that goes to the failures, and which of its files is at fault."""
+class _UnusableError(Exception):
+    """Stays within this module: a sample that goes to the failures, and which of its files is at fault."""
 
     def __init__(self, stage: str, uri: str, reason: str) -> None:
         super().__init__(reason)
         self.stage, self.uri, self.reason = stage, uri, reason
 
-    def row(self, sample: Sample) -> dict[str, str]:
+    def row(self, sample: Sample | ClassifiedImage) -> dict[str, str]:
         """A row of SHARD_FAILURES_SCHEMA."""
         names = {"image_id": sample.image_id, "split": sample.split}
         return names | {"source": self.uri, "stage": self.stage, "reason": self.reason}
 
 
-def _prepare_sample(sample: Sample, job: ShardJob, statistics: Statistics) -> dict[str, Any]:
+RowMaker = Callable[[Any, Statistics], dict[str, Any]]
+"""A sample and the statistics of its shard -> its row."""
+
+
+def classification_row(sample: ClassifiedImage, statistics: Statistics) -> dict[str, Any]:
+    """A row of CLASSIFICATION_SCHEMA."""
     try:
-        image_bytes, label_bytes = job.read(sample)
+        image_bytes = storage.read_bytes(sample.image_uri)
+    except OSError as error:
+        raise _unreadable(sample.image_uri, error) from error
+    image = _decoded(image_bytes, sample)
+    statistics.update_class(image, sample.class_index)
+    height, width = image.pixels_HW3.shape[:2]
+    return {
+        "image_id": sample.image_id,
+        "image": image_bytes,
+        "class_index": sample.class_index,
+        "height": height,
+        "width": width,
+        "source": sample.image_uri,
+        "image_sha256": storage.sha256(image_bytes),
+    }
+
+
+def segmentation_row(
+    sample: Sample,
+    statistics: Statistics,
+    *,
+    class_table: ClassTable,
+    read: Callable[[Sample], tuple[bytes, bytes]],
+) -> dict[str, Any]:
+    """A row of SHARD_SCHEMA."""
+    try:
+        image_bytes, label_bytes = read(sample)
     except OSError as error:
         uri = sample.label_uri if sample.label_uri in str(error) else sample.image_uri
-        raise _UnusablePairError("fetch", uri, f"cannot be read: {type(error).__name__}: {error}") from error
+        raise _unreadable(uri, error) from error
+    image = _decoded(image_bytes, sample)
     try:
-        image = decode_image(image_bytes)
-    except ImageError as error:
-        raise _UnusablePairError(error.stage, sample.image_uri, f"image: {error}") from error
-    try:
-        labels_HW = job.class_table.class_indices(decode_labels(label_bytes))
+        labels_HW = class_table.class_indices(decode_labels(label_bytes))
         _check_sizes(image, labels_HW)
     except ImageError as error:
-        raise _UnusablePairError(error.stage, sample.label_uri, f"label: {error}") from error
+        raise _UnusableError(error.stage, sample.label_uri, f"label: {error}") from error
     return {
         "image_id": sample.image_id,
         "image": image_bytes,
@@ -183,6 +233,17 @@ def _prepare_sample(sample: Sample, job: ShardJob, statistics: Statistics) -> di
         "source": sample.image_uri,
         "image_sha256": storage.sha256(image_bytes),
     }
+
+
+def _unreadable(uri: str, error: OSError) -> _UnusableError:
+    return _UnusableError("fetch", uri, f"cannot be read: {type(error).__name__}: {error}")
+
+
+def _decoded(image_bytes: bytes, sample: Sample | ClassifiedImage) -> DecodedImage:
+    try:
+        return decode_image(image_bytes)
+    except ImageError as error:
+        raise _UnusableError(error.stage, sample.image_uri, f"image: {error}") from error
 
 
 def _check_sizes(image: DecodedImage, labels_HW: NDArray[np.uint8]) -> None:
@@ -208,7 +269,9 @@ def _finished(shard: Shard, job: ShardJob) -> ShardRecord | None:
         content = storage.read_json(_record_uri(shard, job))
     except FileNotFoundError:
         return None
-    if content.get("plan_digest") != job.plan_digest or content["record"]["failures"]:
+    if content.get("plan_digest") != job.plan_digest or content.get("format_version") != FORMAT_VERSION:
+        return None
+    if content["record"]["failures"]:
         return None
     fields = content["record"]
     record = ShardRecord(**(fields | {"statistics": Statistics(**fields["statistics"]), "failures": ()}))

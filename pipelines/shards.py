@@ -1,8 +1,8 @@
 """The prepared dataset: Parquet shards per split, a manifest, and what a row holds.
 
     <uri>/manifest.json                    written last; its presence means that the dataset is complete
-    <uri>/<split>/part-00000.parquet       rows of SHARD_SCHEMA, in an order shuffled once by `prepare`
-    <uri>/failures.parquet                 pairs that could not be used, with their reason
+    <uri>/<split>/part-00000.parquet       rows of SCHEMAS[task], in an order shuffled once by `prepare`
+    <uri>/failures.parquet                 images or pairs that could not be used, with their reason
 
 Parts are plain Parquet (zstd), readable without this package. Equal rows give equal bytes with one version of pyarrow;
 its version stands in the footer of each part.
@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import manifests, storage
-from segcore import IGNORE_INDEX
+from segcore import IGNORE_INDEX, Task
 
 KIND = "prepared_dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 knew segmentation alone: its manifests have no `task`. The rows are the same."""
 ROWS_PER_ROW_GROUP = 16  # a reader that streams holds about 2 MB of street photos at a time
 
 SHARD_SCHEMA = pa.schema(
@@ -36,6 +38,24 @@ SHARD_SCHEMA = pa.schema(
         pa.field("image_sha256", pa.string(), nullable=False),  # of the column `image`
     ]
 )
+CLASSIFICATION_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # as above
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),  # of the whole image: 0 to C - 1
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("image_sha256", pa.string(), nullable=False),
+    ]
+)
+SCHEMAS: dict[Task, pa.Schema] = {"segmentation": SHARD_SCHEMA, "classification": CLASSIFICATION_SCHEMA}
+"""Rows of a part, by what the dataset is for."""
+TRAINING_COLUMNS: dict[Task, tuple[str, ...]] = {
+    "segmentation": ("image_id", "image", "label"),
+    "classification": ("image_id", "image", "class_index"),
+}
+"""The columns of them that a training reads."""
 SHARD_FAILURES_SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -45,6 +65,7 @@ SHARD_FAILURES_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+_ROWS_SAY: dict[Task, str] = {"segmentation": "a label map per image", "classification": "one class per image"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +80,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
-    """One split; `class_pixels` has length C and leaves ignored pixels out."""
+    """One split.
+
+    Attributes:
+        class_pixels: pixels of each class, ignored ones left out; empty in a classification dataset.
+        class_images: images of each class; empty in a segmentation dataset.
+    """
 
     name: str
     num_images: int
     class_pixels: tuple[int, ...]
     parts: tuple[Part, ...]
+    class_images: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,9 +101,10 @@ class PreparedDataset:
     Attributes:
         uri: its folder.
         digest: SHA-256 of `manifest.json`, which holds the SHA-256 of every part: it names the data exactly.
-        class_names, palette: by class index; colours are 8-bit RGB.
+        class_names, palette: by class index; colours are 8-bit RGB, and a classification dataset has none.
         channel_mean, channel_std: of the train split's pixels (of all splits where there is no train), R G B, 0 to 1.
         splits: by name.
+        task: what its rows say of an image.
     """
 
     uri: str
@@ -86,6 +114,7 @@ class PreparedDataset:
     channel_mean: tuple[float, float, float]
     channel_std: tuple[float, float, float]
     splits: dict[str, Split]
+    task: Task = "segmentation"
 
     @property
     def num_classes(self) -> int:
@@ -113,19 +142,25 @@ class PreparedDataset:
         return [storage.join(self.uri, part.path) for part in self.split(split).parts]
 
 
-def open_dataset(uri: str) -> PreparedDataset:
-    """Open the prepared dataset in a folder.
+def open_dataset(uri: str, *, task: Task = "segmentation") -> PreparedDataset:
+    """Open the prepared dataset in a folder, which must be one for `task`.
 
     Raises:
-        ValueError: no manifest lies there (the dataset is unfinished, or the path is wrong), or it is not one that this
-            version reads.
+        ValueError: no manifest lies there (the dataset is unfinished, or the path is wrong), it is not one that this
+            version reads, or it is for another task.
     """
     manifest = manifests.read_manifest(uri, kind=KIND)
-    if manifest.get("format_version") != FORMAT_VERSION or manifest.get("ignore_index") != IGNORE_INDEX:
+    if manifest.get("format_version") not in READABLE_VERSIONS or manifest.get("ignore_index") != IGNORE_INDEX:
         raise ValueError(
             f"{uri!r} is a prepared dataset of format {manifest.get('format_version')!r} with ignore index "
-            f"{manifest.get('ignore_index')!r}, this version reads format {FORMAT_VERSION} with {IGNORE_INDEX}; "
+            f"{manifest.get('ignore_index')!r}, this version reads formats {READABLE_VERSIONS} with {IGNORE_INDEX}; "
             "run jobs/prepare.py again into a new folder"
+        )
+    found: Task = manifest.get("task", "segmentation")
+    if found != task:
+        raise ValueError(
+            f"{uri!r} is a dataset for {found} ({_ROWS_SAY[found]}), and what reads it here needs one for {task} "
+            f"({_ROWS_SAY[task]}); give another dataset, or a recipe for {found}"
         )
     return PreparedDataset(
         uri=uri,
@@ -135,6 +170,7 @@ def open_dataset(uri: str) -> PreparedDataset:
         channel_mean=_three(manifest["channel_mean"]),
         channel_std=_three(manifest["channel_std"]),
         splits={split["name"]: _parse_split(split) for split in manifest["splits"]},
+        task=found,
     )
 
 
@@ -214,8 +250,9 @@ def _parse_split(split: dict[str, Any]) -> Split:
     return Split(
         name=split["name"],
         num_images=split["num_images"],
-        class_pixels=tuple(split["class_pixels"]),
+        class_pixels=tuple(split.get("class_pixels", ())),
         parts=tuple(Part(**part) for part in split["parts"]),
+        class_images=tuple(split.get("class_images", ())),
     )
 
 

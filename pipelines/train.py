@@ -27,13 +27,14 @@ from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, load_model, read_stat
 from pipelines.cluster import ray_cluster
 from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.sample_pictures import sample_pictures
-from pipelines.serving import ServedModel
 from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
 from pipelines.training_record import claim, read_record
-from pipelines.weights import NO_WEIGHTS
+from pipelines.training_tasks import TASKS
+from pipelines.weights import NO_WEIGHTS, weights_digest
+from segcore import Task
 from segcore.backbones import BACKBONES
 from segcore.cost import count_multiply_adds, count_parameters
-from segcore.models import restore_model
+from segcore.networks import restore_network
 
 if TYPE_CHECKING:
     from pipelines.training_group import KeptCheckpoint
@@ -62,7 +63,8 @@ class TrainConfig:
     label_pca: str | None = None
     """Label PCA folder, for networks with the data-dependent decoder."""
     weights: str = NO_WEIGHTS
-    """Backbone weights: none, timm (downloads), or path or URI of a state dict."""
+    """Backbone weights: none, timm (downloads), path or URI of a state dict, or the model folder of a finished training
+    (a classifier or a segmentation network) on the same backbone."""
     train_split: str = "train"
     """Split to learn from."""
     validation_split: str = "val"
@@ -98,6 +100,7 @@ class TrainResult:
         scores: validation scores of those weights, by metric name.
         seconds: time in epochs, over all starts.
         model_uri: `models:/name/version` where it was registered, else "".
+        task: what the network says of an image.
     """
 
     run_folder: str
@@ -109,13 +112,15 @@ class TrainResult:
     scores: dict[str, float]
     seconds: float
     model_uri: str
+    task: Task = "segmentation"  # results written before there were classifiers do not say it
 
     @property
     def closing_line(self) -> str:
         registered = f", registered as {self.model_uri} (alias {REGISTERED_ALIAS})" if self.model_uri else ""
+        task = TASKS[self.task]
         return (
-            f"trained {self.epochs} epochs: val mIoU {100 * self.scores['val/mean_iou']:.2f} % after epoch "
-            f"{self.best_epoch + 1}; model in {self.model_folder}{registered}; MLflow run {self.run_id}"
+            f"trained {self.epochs} epochs: val {task.score_name} {100 * self.scores[task.selection]:.2f} % after "
+            f"epoch {self.best_epoch + 1}; model in {self.model_folder}{registered}; MLflow run {self.run_id}"
         )
 
 
@@ -170,7 +175,8 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _identity(config: TrainConfig, inputs: TrainInputs) -> dict[str, Any]:
     """What makes this run this run; two starts must agree on it. Workers and machines may change in between."""
-    return {
+    digest = weights_digest(config.weights, backbone=config.recipe.model.backbone)
+    return ({} if digest is None else {"weights_digest": digest}) | {
         "recipe": recipe_to_dict(config.recipe),
         "dataset_digest": inputs.dataset.digest,
         "label_pca_digest": inputs.label_pca_digest,
@@ -193,7 +199,7 @@ def _fit_and_save(
     scores = {name: value for name, value in best.metrics.items() if name.startswith("val/")}
     weights = storage.join(best.folder, WEIGHTS_FILE)
     state = read_state(storage.read_bytes(weights), origin=weights)
-    network = restore_model(config.recipe.model, inputs.dataset.num_classes, state)
+    network = restore_network(config.recipe.model, inputs.dataset.num_classes, state)
     model_folder = storage.join(run_folder, MODEL_FOLDER)
     model_digest = save_model(model_folder, network, _card(config.recipe, inputs, scores))
     _log_model(run, network, inputs, model_folder)
@@ -207,6 +213,7 @@ def _fit_and_save(
         scores=scores,
         seconds=seconds,
         model_uri="",
+        task=config.recipe.task,
     )
 
 
@@ -261,15 +268,15 @@ def _card(recipe: Recipe, inputs: TrainInputs, scores: dict[str, float]) -> Mode
 
 def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs, model_folder: str) -> None:
     """Size and cost, where the model is, and sample pictures."""
-    policy = inputs.input_policy
+    height, width = TASKS[inputs.dataset.task].cost_size(inputs.input_policy)
     costs = {
         "model/parameters": count_parameters(network).total,
-        "model/multiply_adds": count_multiply_adds(network, policy.image_height, policy.image_width),
+        "model/multiply_adds": count_multiply_adds(network, height, width),
     }
     run.log_metrics(costs)
     run.set_tags({tracking.MODEL_FOLDER_TAG: model_folder})
-    served = ServedModel(load_model(model_folder))
-    pictures = sample_pictures(served, inputs.dataset, split=inputs.validation_split, count=NUM_PICTURES)
+    bundle = load_model(model_folder, task=inputs.dataset.task)
+    pictures = sample_pictures(bundle, inputs.dataset, split=inputs.validation_split, count=NUM_PICTURES)
     for name, png in pictures.items():
         run.log_bytes(f"pictures/{name}.png", png)
 

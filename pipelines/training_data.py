@@ -3,7 +3,7 @@
 1. Ray Data reads whole shards in an order shuffled by seed and epoch, verifies their SHA-256 and splits the rows among
    the workers, equally and reproducibly (`training_rows`). Rows stay encoded: a decoded photo is 20 to 50 times larger.
 2. Each worker shuffles its rows within a buffer, decodes and augments them in threads, and keeps a few uint8 batches
-   ready. Normalisation happens on the device.
+   ready. Normalisation happens on the device. What a row becomes is the task's business (`training_tasks`).
 
 Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,8 +25,7 @@ import torch
 from torch import Tensor
 
 from pipelines.images import decode_image, decode_labels
-from pipelines.shards import PreparedDataset, read_part
-from segcore.augment import AugmentConfig, augment
+from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 
-ROW_COLUMNS = ("image_id", "image", "label")
+Row = dict[str, Any]
+Pair = tuple[Tensor, Tensor]
+"""An image (3, H, W), uint8, and its labels: a label map (H, W), or a class ()."""
 
 READY_BATCHES = 3
 """Augmented batches that wait for the network, per worker."""
@@ -41,17 +43,17 @@ READY_BATCHES = 3
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """uint8 images and labels of one optimiser step on one worker, in pinned memory where a GPU waits for them."""
+    """uint8 images of one step on one worker and their labels, (N, H, W) or (N,); in training, in pinned memory where a
+    GPU waits for them."""
 
     images_N3HW: Tensor
-    labels_NHW: Tensor
+    labels: Tensor
 
 
 def training_batches(
     rows: "DataIterator",
     *,
-    augment_config: AugmentConfig,
-    fill: tuple[int, int, int],
+    draw: Callable[[Row, torch.Generator], Pair],
     batch_size: int,
     steps_per_epoch: int,
     shuffle_buffer: int,
@@ -65,8 +67,7 @@ def training_batches(
 
     Args:
         rows: this worker's share, from `ray.train.get_dataset_shard`.
-        augment_config: what varies.
-        fill: colour beyond the image's border.
+        draw: decodes a row and draws its augmented pair.
         batch_size: images per batch on this worker; an incomplete last batch is left out.
         steps_per_epoch: batches of every epoch.
         shuffle_buffer: encoded images to shuffle within.
@@ -80,7 +81,7 @@ def training_batches(
         RuntimeError: an epoch has more or fewer batches than `steps_per_epoch`.
     """
 
-    def rows_of_batches() -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    def rows_of_batches() -> Iterator[list[tuple[int, Row]]]:
         for epoch in epochs:
             tables = rows.iter_batches(
                 batch_size=batch_size,
@@ -99,21 +100,22 @@ def training_batches(
                 raise RuntimeError(f"worker {rank} got {found} batches in epoch {epoch}, expected {steps_per_epoch}")
 
     def produce() -> Iterator[Batch]:
-        crop = partial(_training_crop, config=augment_config, fill=fill, seed=seed)
+        crop = partial(_training_crop, draw=draw, seed=seed)
         with decoding_threads(num_threads) as pool:
             for crops in ordered_ahead(pool, crop, rows_of_batches(), ahead=2):
-                images_N3HW = torch.stack([image for image, _ in crops])
-                labels_NHW = torch.stack([labels for _, labels in crops])
+                batch = _stacked(crops)
                 if pin_memory:
-                    images_N3HW, labels_NHW = images_N3HW.pin_memory(), labels_NHW.pin_memory()
-                yield Batch(images_N3HW, labels_NHW)
+                    batch = Batch(batch.images_N3HW.pin_memory(), batch.labels.pin_memory())
+                yield batch
 
     return started(produce, depth=READY_BATCHES)
 
 
-def _training_crop(
-    visit: tuple[int, dict[str, Any]], *, config: AugmentConfig, fill: tuple[int, int, int], seed: int
-) -> tuple[Tensor, Tensor]:
+def _stacked(pairs: list[Pair]) -> Batch:
+    return Batch(torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs]))
+
+
+def _training_crop(visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int) -> Pair:
     """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on.
 
     Raises:
@@ -122,51 +124,70 @@ def _training_crop(
     epoch, row = visit
     if row["error"] is not None:
         raise ValueError(row["error"])
-    draw = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(draw, "little", signed=True))
-    image_3HW, labels_HW = decoded(row)
-    return augment(image_3HW, labels_HW, config, generator, fill=fill)
+    own_seed = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
+    return draw(row, torch.Generator().manual_seed(int.from_bytes(own_seed, "little", signed=True)))
 
 
-def decoded(row: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Image (3, H, W) and labels (H, W) of a shard's row, uint8."""
-    pixels_HW3 = np.array(decode_image(row["image"]).pixels_HW3)  # a copy: decoders give read-only memory
+def decoded(row: Row) -> Pair:
+    """Image (3, H, W) and label map (H, W) of a row of a segmentation dataset, uint8."""
     labels_HW = np.array(decode_labels(row["label"]), dtype=np.uint8)
-    return torch.from_numpy(pixels_HW3).permute(2, 0, 1), torch.from_numpy(labels_HW)
+    return decoded_image(row), torch.from_numpy(labels_HW)
 
 
-def validation_images(
-    dataset: PreparedDataset, *, split: str, rank: int, world_size: int, num_threads: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """This worker's share of a split, decoded, at full size, in order: rows rank*n/W up to (rank+1)*n/W of all n rows.
+def decoded_image(row: Row) -> Tensor:
+    """Image (3, H, W) of a shard's row, uint8."""
+    pixels_HW3 = np.array(decode_image(row["image"]).pixels_HW3)  # a copy: decoders give read-only memory
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
 
-    Ray Train's own splits drop the rows that do not divide among the workers, which a score cannot afford.
+
+def validation_batches(
+    dataset: PreparedDataset,
+    *,
+    split: str,
+    decode: Callable[[Row], Pair],
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    num_threads: int,
+) -> Iterator[Batch]:
+    """This worker's share of a split, decoded, in order: batches rank*n/W up to (rank+1)*n/W of the split's n batches.
+
+    A batch holds the same images whatever the number of workers. Ray Train's own splits drop the rows that do not
+    divide among the workers, which a score cannot afford.
     """
     num_rows = dataset.splits[split].num_images
-    first, end = rank * num_rows // world_size, (rank + 1) * num_rows // world_size
+    num_batches = -(-num_rows // batch_size)
+    first = rank * num_batches // world_size * batch_size
+    end = min((rank + 1) * num_batches // world_size * batch_size, num_rows)
 
-    def groups() -> Iterator[list[dict[str, Any]]]:
+    def rows() -> Iterator[Row]:
         offset = 0
         for part in dataset.splits[split].parts:
             start, stop = max(first - offset, 0), min(end - offset, part.num_rows)
             offset += part.num_rows
             if start >= stop:
                 continue
-            table = read_part(dataset, part, columns=ROW_COLUMNS)
-            for row in table.slice(start, stop - start).to_pylist():
-                yield [row]
+            table = read_part(dataset, part, columns=TRAINING_COLUMNS[dataset.task])
+            yield from table.slice(start, stop - start).to_pylist()
 
-    def produce() -> Iterator[tuple[Tensor, Tensor]]:
+    def groups() -> Iterator[list[Row]]:
+        remaining = rows()
+        while group := list(islice(remaining, batch_size)):
+            yield group
+
+    ahead = max(2, 2 * num_threads // batch_size)
+
+    def produce() -> Iterator[Batch]:
         with decoding_threads(num_threads) as pool:
-            for group in ordered_ahead(pool, decoded, groups(), ahead=2 * num_threads):
-                yield group[0]
+            for pairs in ordered_ahead(pool, decode, groups(), ahead=ahead):
+                yield _stacked(pairs)
 
-    return started(produce, depth=2 * num_threads)
+    return started(produce, depth=ahead)
 
 
-def _as_rows(table: Any) -> list[dict[str, Any]]:
+def _as_rows(table: Any) -> list[Row]:
     """Rows of a pyarrow table (Ray's types allow other batch formats)."""
-    rows: list[dict[str, Any]] = table.to_pylist()
+    rows: list[Row] = table.to_pylist()
     return rows
 
 

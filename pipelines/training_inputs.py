@@ -14,7 +14,8 @@ from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.weights import resolve_weights
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
-from segcore.models import build_model, load_pretrained, needed_label_pca
+from segcore.models import load_pretrained
+from segcore.networks import build_network, label_pca_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,12 +62,12 @@ def open_inputs(
     Raises:
         ValueError: an input is missing, incomplete or does not fit the recipe or the workers.
     """
-    dataset = open_dataset(storage.absolute(data))
+    dataset = open_dataset(storage.absolute(data), task=recipe.task)
     for split in (train_split, validation_split):
         dataset.part_uris(split)  # raises where there is no such split, and lists the others
         if dataset.splits[split].num_images == 0:
             raise ValueError(f"split {split!r} of {data} has no images; choose another or prepare more data")
-        if not sum(dataset.splits[split].class_pixels):
+        if recipe.task == "segmentation" and not sum(dataset.splits[split].class_pixels):
             raise ValueError(f"split {split!r} of {data} has ignored pixels alone; check its labels and class table")
     steps = recipe.steps_per_epoch(num_images=dataset.splits[train_split].num_images, num_workers=workers)
     if recipe.optim.warmup_steps >= steps * recipe.epochs:
@@ -97,7 +98,7 @@ def _open_label_pca(
     recipe: Recipe, uri: str | None, dataset: PreparedDataset, *, data: str
 ) -> tuple[LabelCode | None, str | None]:
     """Load the label PCA that the network needs; more components than it uses are cut off, which PCA allows."""
-    size = needed_label_pca(recipe.model)
+    size = label_pca_size(recipe.model)
     if size is None:
         if uri is not None:
             raise ValueError(f"this recipe's network has no use for --label-pca {uri}; leave it out")
@@ -113,7 +114,7 @@ def _open_label_pca(
     code = folder.code
     if isinstance(code, LabelPCA) and code.num_components > size.num_components:
         code = code.leading(size.num_components)
-    build_model(recipe.model, dataset.num_classes, label_pca=code)  # raises where block side, classes, ... differ
+    build_network(recipe.model, dataset.num_classes, label_pca=code)  # raises where block side, classes, ... differ
     return code, folder.digest
 
 
@@ -146,10 +147,10 @@ def initial_state(recipe: Recipe, inputs: TrainInputs, *, weights: str) -> bytes
     """The weights that every worker starts from (safetensors), so that neither their number nor their seeds matter.
 
     Raises:
-        ValueError: the pre-trained weights are missing or do not fit the backbone.
+        ValueError: the pre-trained weights are missing, changed, or do not fit the backbone.
     """
     torch.manual_seed(recipe.seed)
-    network = build_model(recipe.model, inputs.dataset.num_classes, label_pca=inputs.label_pca)
+    network = build_network(recipe.model, inputs.dataset.num_classes, label_pca=inputs.label_pca)
     state = resolve_weights(weights, backbone=recipe.model.backbone)
     if state is not None:
         load_pretrained(network, state)

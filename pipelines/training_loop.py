@@ -1,9 +1,10 @@
-"""What every Ray Train worker runs: steps, validation by one merged confusion matrix, checkpoints, metrics."""
+"""What every Ray Train worker runs: steps, validation by merged integer counts, checkpoints, metrics."""
 
 import pickle
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from ray.train import Checkpoint
 from torch import Tensor
 
-from pipelines.training_data import Batch, training_batches, validation_images
+from pipelines.training_data import Batch, Pair, Row, training_batches, validation_batches
 from pipelines.training_rows import checkpoint_name
 from pipelines.training_worker import (
     Progress,
@@ -30,7 +31,6 @@ from pipelines.training_worker import (
     start_worker,
 )
 from segcore.backbones import BACKBONES
-from segcore.metrics import confusion_matrix, scores
 from segcore.models import SegmentationModel
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pipelines.tracking import TrackedRun
 
 SELECTION_METRIC = "selection"
-"""Validation mIoU, or -1 after an epoch without validation: what Ray Train keeps checkpoints by."""
+"""Validation score (mIoU, top-1), or -1 after an epoch without validation: what Ray Train keeps checkpoints by."""
 BOARD_SECONDS = 0.5
 
 
@@ -78,14 +78,15 @@ def _train(job: TrainJob, board: Any) -> None:
             average_batch_norm(worker.network)
         validated = (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs
         if validated:
-            confusion_CC = _sum_over_workers(validate_share(worker), worker)
-            metrics |= validation_metrics(confusion_CC, job.dataset.class_names)
-        state = _advanced(state, metrics, seconds=time.perf_counter() - began)
+            counts = _sum_over_workers(validate_share(worker), worker)
+            metrics |= worker.task.metrics(counts, job.dataset.class_names)
+        score = metrics.get(worker.task.selection, -1.0)
+        state = _advanced(state, score, seconds=time.perf_counter() - began)
         metrics["train/seconds"] = state.seconds
         if run and (last_logged is None or epoch > last_logged):  # a repeated epoch would log its step twice
             run.log_metrics(metrics, step=epoch)
-        worker.say(_epoch_line(metrics, state, recipe.epochs))
-        _report(worker, state, metrics)
+        worker.say(_epoch_line(metrics, state, worker))
+        _report(worker, state, metrics, score)
 
 
 def _attach(job: TrainJob) -> "TrackedRun":
@@ -97,10 +98,11 @@ def _attach(job: TrainJob) -> "TrackedRun":
 def _batches(worker: Worker, rows: "DataIterator", epochs: range) -> Iterator[Batch]:
     recipe = worker.job.recipe
     mean = BACKBONES[recipe.model.backbone].mean
+    fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
+    training_pair = worker.task.training_pair
     return training_batches(
         rows,
-        augment_config=recipe.augment,
-        fill=(round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255)),
+        draw=lambda row, generator: training_pair(row, generator, recipe.augment, fill),
         batch_size=recipe.batch_size // worker.world_size,
         steps_per_epoch=worker.job.steps_per_epoch,
         shuffle_buffer=recipe.shuffle_buffer,
@@ -152,7 +154,7 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
     if timed_steps:
         metrics["train/images_per_second"] = timed_steps * recipe.batch_size / seconds
         metrics["train/data_wait_fraction"] = waited_seconds / seconds
-    temperature = getattr(worker.network.head, "temperature", None)
+    temperature = getattr(getattr(worker.network, "head", None), "temperature", None)
     if temperature is not None:
         metrics["train/temperature"] = float(temperature)
     if worker.rank == 0:
@@ -163,10 +165,10 @@ def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first:
 def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
     """One optimiser step; the loss, and its terms where there are several, come back on the device, not waited for."""
     images_N3HW = normalised(worker, batch.images_N3HW)
-    labels_NHW = batch.labels_NHW.to(worker.device, non_blocking=True)
-    model = cast(SegmentationModel, worker.network)
+    labels = batch.labels.to(worker.device, non_blocking=True)
+    model = cast(SegmentationModel, worker.network)  # or a Classifier, whose loss takes its own output and labels
     with _autocast(worker):
-        terms = model.loss(worker.replica(images_N3HW), labels_NHW)
+        terms = model.loss(worker.replica(images_N3HW), labels)
     worker.optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(terms.total)  # `loss.backward()`, with types
     worker.optimiser.step()
@@ -176,17 +178,19 @@ def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
 
 
 def validate_share(worker: Worker) -> NDArray[np.int64]:
-    """Confusion of this worker's share of the validation split, every image at its own size.
+    """Counts over this worker's share of the validation split.
 
-    One image at a time, in float32: the counts depend neither on how the images fall among the workers nor on the
-    precision of the training, and are those that jobs/evaluate.py will find.
+    In float32 and in batches that do not depend on the number of workers: nor do the counts, and those of a
+    segmentation (one image at a time, at its own size) are what jobs/evaluate.py will find.
     """
-    job = worker.job
+    job, task = worker.job, worker.task
     num_classes = job.dataset.num_classes
-    confusion_CC = np.zeros((num_classes, num_classes), dtype=np.int64)
-    images = validation_images(
+    counts = task.zero(num_classes)
+    batches = validation_batches(
         job.dataset,
         split=job.validation_split,
+        decode=partial(_validation_pair, worker),
+        batch_size=task.validation_batch,
         rank=worker.rank,
         world_size=worker.world_size,
         num_threads=worker.num_threads,
@@ -194,51 +198,41 @@ def validate_share(worker: Worker) -> NDArray[np.int64]:
     worker.network.eval()
     # Every size of image would be tuned anew.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        for image_3HW, labels_HW in images:
+        for batch in batches:
             # forward, past torch.compile: it would compile anew for every size of image
-            output = worker.network.forward(normalised(worker, image_3HW[None]))
-            predictions_HW = output.logits_NCHW[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
-            confusion_CC += confusion_matrix(labels_HW.numpy(), predictions_HW, num_classes=num_classes)
-    return confusion_CC
+            output = worker.network.forward(normalised(worker, batch.images_N3HW))
+            counts += task.count(output, batch.labels, num_classes)
+    return counts
 
 
-def _sum_over_workers(confusion_CC: NDArray[np.int64], worker: Worker) -> NDArray[np.int64]:
+def _validation_pair(worker: Worker, row: Row) -> Pair:
+    return worker.task.validation_pair(row, worker.job.recipe.augment)
+
+
+def _sum_over_workers(counts: NDArray[np.int64], worker: Worker) -> NDArray[np.int64]:
     if worker.world_size == 1:
-        return confusion_CC
-    counts = torch.from_numpy(confusion_CC).to(worker.device)
-    dist.all_reduce(counts)
-    total_CC: NDArray[np.int64] = counts.cpu().numpy()
-    return total_CC
+        return counts
+    on_device = torch.from_numpy(counts).to(worker.device)
+    dist.all_reduce(on_device)
+    total: NDArray[np.int64] = on_device.cpu().numpy()
+    return total
 
 
-def validation_metrics(confusion_CC: NDArray[np.int64], class_names: tuple[str, ...]) -> dict[str, float]:
-    """Scores by metric name; a class that occurs nowhere has no IoU and is left out."""
-    result = scores(confusion_CC)
-    metrics = {
-        "val/mean_iou": result.mean_iou,
-        "val/pixel_accuracy": result.pixel_accuracy,
-        "val/mean_accuracy": result.mean_accuracy,
-        "val/frequency_weighted_iou": result.frequency_weighted_iou,
-    }
-    metrics |= {f"val/iou/{name}": float(iou) for name, iou in zip(class_names, result.iou_C, strict=True)}
-    return {name: value for name, value in metrics.items() if not np.isnan(value) or name == "val/mean_iou"}
-
-
-def _advanced(state: Progress, metrics: dict[str, float], *, seconds: float) -> Progress:
-    """The state after one more epoch."""
-    epoch, mean_iou = state.epochs, metrics.get("val/mean_iou", -1.0)
-    better = mean_iou >= state.best_mean_iou and mean_iou >= 0  # of equals the later, as Ray Train keeps them
+def _advanced(state: Progress, score: float, *, seconds: float) -> Progress:
+    """The state after one more epoch; the score is -1 where there was no validation."""
+    epoch = state.epochs
+    better = score >= state.best_score and score >= 0  # of equals the later, as Ray Train keeps them
     return Progress(
         epochs=epoch + 1,
-        best_mean_iou=mean_iou if better else state.best_mean_iou,
+        best_score=score if better else state.best_score,
         best_epoch=epoch if better else state.best_epoch,
         seconds=state.seconds + seconds,
     )
 
 
-def _report(worker: Worker, state: Progress, metrics: dict[str, float]) -> None:
+def _report(worker: Worker, state: Progress, metrics: dict[str, float], score: float) -> None:
     """Hand metrics and a checkpoint to Ray Train; rank 0 alone has the checkpoint, all must call."""
-    reported = {**metrics, "epoch": state.epochs - 1, SELECTION_METRIC: metrics.get("val/mean_iou", -1.0)}
+    reported = {**metrics, "epoch": state.epochs - 1, SELECTION_METRIC: score}
     if worker.rank:
         ray.train.report(reported)
         return
@@ -268,11 +262,11 @@ def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
 
 
-def _epoch_line(metrics: dict[str, float], state: Progress, epochs: int) -> str:
-    line = f"epoch {state.epochs}/{epochs}: loss {metrics['train/loss']:.4f}"
+def _epoch_line(metrics: dict[str, float], state: Progress, worker: Worker) -> str:
+    line = f"epoch {state.epochs}/{worker.job.recipe.epochs}: loss {metrics['train/loss']:.4f}"
     if "train/images_per_second" in metrics:
         line += f", {metrics['train/images_per_second']:.1f} images/s"
-    if "val/mean_iou" in metrics:
-        line += f", val mIoU {percent(metrics['val/mean_iou'])}"
-        line += " (best)" if state.best_epoch == state.epochs - 1 else f" (best {percent(state.best_mean_iou)})"
+    if worker.task.selection in metrics:
+        line += f", val {worker.task.score_name} {percent(metrics[worker.task.selection])}"
+        line += " (best)" if state.best_epoch == state.epochs - 1 else f" (best {percent(state.best_score)})"
     return line

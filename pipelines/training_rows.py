@@ -13,9 +13,8 @@ import ray.data
 from ray.data import FileShuffleConfig
 
 from pipelines import storage
-from pipelines.shards import Part, PreparedDataset, parse_part
-
-ROW_COLUMNS = ("image_id", "image", "label")
+from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part
+from segcore import Task
 
 
 @dataclass
@@ -30,7 +29,7 @@ class EpochShuffle(FileShuffleConfig):
 
 
 def shard_rows(dataset: PreparedDataset, *, split: str, seed: int, first_epoch: int) -> ray.data.Dataset:
-    """A lazy dataset of `image_id`, `image`, `label` (encoded bytes) and `error`; each execution is one epoch."""
+    """A lazy dataset of `TRAINING_COLUMNS`, images still encoded, and `error`; each execution is one epoch."""
     uris = dataset.part_uris(split)
     fs, _ = storage.filesystem(uris[0])
     paths = [storage.filesystem(uri)[1] for uri in uris]
@@ -43,21 +42,23 @@ def shard_rows(dataset: PreparedDataset, *, split: str, seed: int, first_epoch: 
         override_num_blocks=len(paths),
         shuffle=EpochShuffle(seed=seed, first_epoch=first_epoch),
     )
-    return files.map_batches(partial(_parse_shard, parts=parts), batch_size=1, batch_format="pyarrow")
+    return files.map_batches(
+        partial(_parse_shard, parts=parts, task=dataset.task), batch_size=1, batch_format="pyarrow"
+    )
 
 
-def _parse_shard(files: pa.Table, *, parts: dict[str, Part]) -> pa.Table:
+def _parse_shard(files: pa.Table, *, parts: dict[str, Part], task: Task) -> pa.Table:
     """Verify and open one shard that was read whole; what is wrong with it travels in `error`, on each of its rows.
 
     An exception here would reach the worker as Ray's own, without its type.
     """
     path = files["path"][0].as_py()
     part = parts[path]
+    columns = TRAINING_COLUMNS[task]
     try:
-        rows = parse_part(files["bytes"][0].as_py(), name=path, sha256=part.sha256, columns=ROW_COLUMNS)
+        rows = parse_part(files["bytes"][0].as_py(), name=path, sha256=part.sha256, columns=columns)
     except ValueError as error:
-        columns = {"image_id": pa.string(), "image": pa.binary(), "label": pa.binary()}
-        broken = {name: pa.nulls(part.num_rows, kind) for name, kind in columns.items()}
+        broken = {name: pa.nulls(part.num_rows, SCHEMAS[task].field(name).type) for name in columns}
         return pa.table({**broken, "error": pa.repeat(str(error), part.num_rows)})
     return rows.append_column("error", pa.nulls(rows.num_rows, pa.string()))
 

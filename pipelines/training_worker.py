@@ -22,9 +22,10 @@ from pipelines.checkpoints import WEIGHTS_FILE, read_state, state_bytes
 from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset
 from pipelines.training_data import num_decoding_threads
+from pipelines.training_tasks import TASKS, TrainingTask
 from segcore.backbones import BACKBONES
 from segcore.layers import synchronise_batch_norm
-from segcore.models import restore_model
+from segcore.networks import restore_network
 from segcore.optim import build_optimiser, poly_schedule
 
 TRAINING_STATE_FILE = "training_state.pt"
@@ -61,7 +62,8 @@ class Worker:
 
     Attributes:
         board: actor handle, see `pipelines.training_progress`.
-        network: the bare network, a `SegmentationModel`; `replica` is the same, in DDP where there are several workers.
+        network: the bare network, a `SegmentationModel` or a `Classifier`; `replica` is the same, in DDP where there
+            are several workers.
         mean_1311, std_1311: of the backbone's input, in units of uint8.
     """
 
@@ -78,6 +80,11 @@ class Worker:
     mean_1311: Tensor
     std_1311: Tensor
 
+    @property
+    def task(self) -> TrainingTask:
+        """What the recipe's task does in its own way."""
+        return TASKS[self.job.recipe.task]
+
     def say(self, line: str) -> None:
         """Put a line into the driver's log; rank 0 speaks for all."""
         if self.rank == 0:
@@ -90,13 +97,13 @@ class Progress:
 
     Attributes:
         epochs: epochs done.
-        best_mean_iou: highest validation mIoU so far, -1 before the first validation.
+        best_score: highest validation score so far (mIoU, top-1), -1 before the first validation.
         best_epoch: index of the epoch that reached it, -1 before the first validation.
         seconds: time spent in epochs, over all starts of the run.
     """
 
     epochs: int
-    best_mean_iou: float
+    best_score: float
     best_epoch: int
     seconds: float
 
@@ -114,7 +121,7 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
     else:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
     initial = read_state(storage.read_bytes(job.initial_weights), origin=job.initial_weights)
-    network = restore_model(recipe.model, job.dataset.num_classes, initial).to(device)
+    network = restore_network(recipe.model, job.dataset.num_classes, initial).to(device)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
     if world_size > 1 and recipe.sync_batch_norm and device.type == "cuda":
@@ -122,7 +129,7 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
     optimiser = build_optimiser(network, recipe.optim)
     schedule = poly_schedule(optimiser, recipe.optim, total_steps=job.steps_per_epoch * recipe.epochs)
     checkpoint = ray.train.get_checkpoint()
-    progress = Progress(epochs=0, best_mean_iou=-1.0, best_epoch=-1, seconds=0.0)
+    progress = Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0)
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             progress = _restore(Path(folder), network, optimiser, schedule, device)
@@ -154,8 +161,8 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
             "CUDA); running statistics are averaged over the workers after every epoch"
         )
     if progress.epochs:
-        best = percent(progress.best_mean_iou) if progress.best_epoch >= 0 else "not validated yet"
-        worker.say(f"continuing after epoch {progress.epochs}; best mIoU so far: {best}")
+        best = percent(progress.best_score) if progress.best_epoch >= 0 else "not validated yet"
+        worker.say(f"continuing after epoch {progress.epochs}; best {worker.task.score_name} so far: {best}")
     return worker, progress
 
 

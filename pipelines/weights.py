@@ -1,4 +1,4 @@
-"""Pre-trained backbone weights from where a user keeps them: nowhere, timm's hub, or a file behind a URI."""
+"""Pre-trained backbone weights from where a user keeps them: nowhere, timm's hub, a file, or an earlier training."""
 
 import io
 import logging
@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipelines import storage
-from segcore.backbones import BACKBONES
+from pipelines.checkpoints import read_card, read_weights
+from pipelines.manifests import MANIFEST
+from segcore.backbones import BACKBONES, backbone_state
 
 logger = logging.getLogger(__name__)
 
@@ -24,25 +26,45 @@ def resolve_weights(weights: str, *, backbone: str) -> dict[str, Tensor] | None:
 
     Args:
         weights: `none` (start from random weights, returns None), `timm` (download what timm publishes for this
-            backbone), or the path or URI of a state dict: `.safetensors`, or a `torch.save` file of tensors.
+            backbone), the path or URI of a state dict (`.safetensors`, or a `torch.save` file of tensors), or that of
+            the model folder of a finished training, of which the backbone is taken, and `fc` where it is a classifier.
         backbone: key of `BACKBONES`.
 
     Raises:
-        ValueError: the file is missing, is neither format, or holds anything but tensors; the download failed, or timm
-            has no such backbone.
+        ValueError: the file is missing, is neither format, or holds anything but tensors; the download failed or
+            timm has no such backbone; or the model folder is broken, or has another backbone.
     """
     if weights == NO_WEIGHTS:
         return None
     if weights == TIMM_WEIGHTS:
         return _from_timm(backbone)
+    if weights_digest(weights, backbone=backbone) is not None:
+        return backbone_state(read_weights(weights)[1])
     try:
         data = storage.read_bytes(weights)
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
             f"no weights file at {weights!r}; give --weights {NO_WEIGHTS}, --weights {TIMM_WEIGHTS}, "
-            "or the path or URI of a state dict"
+            "the path or URI of a state dict, or a model folder (OUTPUT/NAME/model of a finished training)"
         ) from None
     return _state_dict(data, weights)
+
+
+def weights_digest(weights: str, *, backbone: str) -> str | None:
+    """Digest of the model folder that `weights` names; None where it names something else.
+
+    Raises:
+        ValueError: the folder is no model, its card has changed, or its backbone is another one.
+    """
+    if weights in (NO_WEIGHTS, TIMM_WEIGHTS) or not storage.exists(storage.join(weights, MANIFEST)):
+        return None
+    card, digest = read_card(weights, task=None)
+    if card.model_config.backbone != backbone:
+        raise ValueError(
+            f"--weights {weights} is a model on backbone {card.model_config.backbone!r}, and this recipe's network is "
+            f"on {backbone!r}; give a model on that backbone, or set --model.backbone"
+        )
+    return digest
 
 
 def _from_timm(backbone: str) -> dict[str, Tensor]:

@@ -19,5 +19,10 @@ Shape letters mean the same everywhere and stand at the end of a name (`labels_N
 | Q | codewords of an encoding layer |
 """
 
+from typing import Literal
+
 IGNORE_INDEX = 255
 """Label value of pixels that enter neither a loss nor a score, in everything after `prepare`."""
+
+Task = Literal["segmentation", "classification"]
+"""What a dataset or a network says of an image: a class for every pixel, or one for the whole."""

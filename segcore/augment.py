@@ -1,9 +1,11 @@
-"""Joint augmentation of an image and its labels: random scale, crop with ignored padding, flip, colour.
+"""Augmentation of an image with its labels (random scale, crop with ignored padding, flip, colour), and of an image
+that is classified as a whole (random resized crop, flip, colour).
 
 The crop window is chosen in the source image first and only that window is resized: at scale 2 a quarter of the work of
 resizing the whole image. Everything stays uint8; normalisation happens later, on the device.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,11 +67,63 @@ class AugmentConfig:
             )
         if not 0 <= self.rotation_degrees <= 180:
             raise ValueError(f"rotation_degrees is {self.rotation_degrees}; give 0 (off) to 180")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 (off) to 1")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue is {self.hue}; give 0 (off) to 0.5 (any colour)")
+        _check_colours(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationAugmentConfig:
+    """What varies between two visits of one image that is classified as a whole, and how it is shown in validation.
+
+    Source: Szegedy et al., "Going deeper with convolutions", arXiv 1409.4842, section 6: a window of 8 % to 100 % of
+    the image, aspect ratio 3/4 to 4/3. Validation, as in most papers: the centre of the resized image.
+    """
+
+    crop_height: int
+    """Rows of the network's input, in pixels."""
+    crop_width: int
+    """Columns of the network's input, in pixels."""
+    validation_short_side_px: int
+    """In validation the image is resized to this shorter side, and its centre is cut out."""
+    area_min: float = 0.08
+    """Smallest random window, as a share of the image's area."""
+    area_max: float = 1.0
+    """Largest random window, likewise."""
+    ratio_min: float = 3 / 4
+    """Smallest width / height of the random window, which is then resized to the crop."""
+    ratio_max: float = 4 / 3
+    """Largest width / height, likewise."""
+    flip: bool = True
+    """Mirror left-right with probability one half."""
+    brightness: float = 0.0
+    """Brightness factor is drawn from 1 - x to 1 + x; 0 leaves it."""
+    contrast: float = 0.0
+    """Contrast factor, likewise."""
+    saturation: float = 0.0
+    """Saturation factor, likewise."""
+    hue: float = 0.0
+    """Hue shift is drawn from -x to x, in turns of the colour wheel; at most 0.5."""
+
+    def __post_init__(self) -> None:
+        if self.crop_height < 1 or self.crop_width < 1:
+            raise ValueError(f"the crop is {self.crop_height} x {self.crop_width} pixels; both sides must be 1 or more")
+        if self.validation_short_side_px < max(self.crop_height, self.crop_width):
+            raise ValueError(
+                f"validation_short_side_px is {self.validation_short_side_px}, less than the crop's "
+                f"{self.crop_height} x {self.crop_width} pixels; give at least {max(self.crop_height, self.crop_width)}"
+            )
+        if not 0 < self.area_min <= self.area_max <= 1:
+            raise ValueError(f"areas run from {self.area_min} to {self.area_max}; give 0 < area_min <= area_max <= 1")
+        if not 0 < self.ratio_min <= self.ratio_max:
+            raise ValueError(f"ratios run from {self.ratio_min} to {self.ratio_max}; give 0 < ratio_min <= ratio_max")
+        _check_colours(self)
+
+
+def _check_colours(config: AugmentConfig | ClassificationAugmentConfig) -> None:
+    for name in ("brightness", "contrast", "saturation"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; give 0 (off) to 1")
+    if not 0 <= config.hue <= 0.5:
+        raise ValueError(f"hue is {config.hue}; give 0 (off) to 0.5 (any colour)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +222,60 @@ def _span(source: int, crop: int, scale: float, draw: float) -> _Span:
     return _Span(0, source, resized, before, crop - resized - before)
 
 
-def _jitter(image_3HW: Tensor, config: AugmentConfig, draws: list[float]) -> Tensor:
+WINDOW_ATTEMPTS = 10
+"""Windows that are drawn before the largest centred one is taken; torchvision's number."""
+
+
+def random_resized_crop(image_3HW: Tensor, config: ClassificationAugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw one window of an image and resize it to the crop: uint8 (3, crop_height, crop_width).
+
+    Area and the logarithm of the ratio are uniform, as in torchvision's `RandomResizedCrop`. The result depends on
+    nothing but image, config and generator, which is advanced by the same number of draws whatever the image.
+    """
+    *window_draws, flip, brightness, contrast, saturation, hue = torch.rand(
+        4 * WINDOW_ATTEMPTS + 5, generator=generator, dtype=torch.float64
+    ).tolist()
+    row, column, height, width = _window(image_3HW.shape[1], image_3HW.shape[2], config, window_draws)
+    window_3HW = image_3HW[:, row : row + height, column : column + width]
+    size = [config.crop_height, config.crop_width]
+    if size != [height, width]:
+        window_3HW = F.resize_image(window_3HW, size, InterpolationMode.BILINEAR, antialias=True)
+    if config.flip and flip < 0.5:
+        window_3HW = window_3HW.flip(-1)
+    return _jitter(window_3HW, config, [brightness, contrast, saturation, hue]).contiguous()
+
+
+def centre_crop(image_3HW: Tensor, config: ClassificationAugmentConfig) -> Tensor:
+    """The centre of an image resized to `validation_short_side_px`: uint8 (3, crop_height, crop_width)."""
+    source_height, source_width = image_3HW.shape[1:]
+    short, shorter_source = config.validation_short_side_px, min(source_height, source_width)
+    size = [short * source_height // shorter_source, short * source_width // shorter_source]  # as torchvision rounds
+    if size != [source_height, source_width]:
+        image_3HW = F.resize_image(image_3HW, size, InterpolationMode.BILINEAR, antialias=True)
+    row, column = round((size[0] - config.crop_height) / 2), round((size[1] - config.crop_width) / 2)
+    return image_3HW[:, row : row + config.crop_height, column : column + config.crop_width].contiguous()
+
+
+def _window(
+    source_height: int, source_width: int, config: ClassificationAugmentConfig, draws: list[float]
+) -> tuple[int, int, int, int]:
+    """Row, column, height and width of the first drawn window that fits, or of the largest one in the centre."""
+    low, high = math.log(config.ratio_min), math.log(config.ratio_max)
+    for first in range(0, len(draws), 4):
+        area, ratio, vertical, horizontal = draws[first : first + 4]
+        area = source_height * source_width * (config.area_min + (config.area_max - config.area_min) * area)
+        ratio = math.exp(low + (high - low) * ratio)
+        height, width = max(1, round(math.sqrt(area / ratio))), max(1, round(math.sqrt(area * ratio)))
+        if height <= source_height and width <= source_width:
+            row, column = int(vertical * (source_height - height + 1)), int(horizontal * (source_width - width + 1))
+            return row, column, height, width
+    ratio = min(max(source_width / source_height, config.ratio_min), config.ratio_max)
+    height = min(source_height, max(1, round(source_width / ratio)))
+    width = min(source_width, max(1, round(source_height * ratio)))
+    return (source_height - height) // 2, (source_width - width) // 2, height, width
+
+
+def _jitter(image_3HW: Tensor, config: AugmentConfig | ClassificationAugmentConfig, draws: list[float]) -> Tensor:
     """Change colours; each draw in [0, 1) becomes a factor around 1, or a shift around 0 for the hue."""
     brightness, contrast, saturation, hue = (2 * draw - 1 for draw in draws)
     if config.brightness:

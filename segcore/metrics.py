@@ -1,6 +1,6 @@
-"""One confusion matrix, and every score from it.
+"""One confusion matrix and every score from it; for image classification, counts of top-1 and top-5 hits.
 
-Confusion matrices are int64 sums: they add over batches, images, workers and nodes in any order.
+Both are int64 sums: they add over batches, images, workers and nodes in any order.
 """
 
 from dataclasses import dataclass
@@ -92,3 +92,70 @@ def scores(confusion_CC: NDArray[np.int64]) -> Scores:
         iou_C=iou_C,
         accuracy_C=accuracy_C,
     )
+
+
+NUM_COUNTS = 4
+"""Columns of `classification_counts`: images, top-1 hits, top-5 hits, cross-entropy in millionths of a nat."""
+NATS = 1_000_000
+"""Units of the cross-entropy's integer sum, which a sum of floats would make depend on the order of the workers."""
+MAX_CROSS_ENTROPY = 1e6
+"""What an image counts whose logits are not finite."""
+
+
+def classification_counts(logits_NC: NDArray[np.floating], labels_N: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Count images by true class, and how often the truth was among the best guesses.
+
+    A truth is a top-k hit if fewer than k classes score higher; of equal scores the lower index comes first, as in
+    argmax. Logits that are not finite are no hit.
+
+    Returns:
+        counts_C4, int64: a row for each true class, columns as `NUM_COUNTS` says.
+
+    Raises:
+        ValueError: shapes do not belong together, or a label lies outside the class table.
+    """
+    num_classes = logits_NC.shape[1]
+    if labels_N.shape != logits_NC.shape[:1]:
+        raise ValueError(f"logits have shape {logits_NC.shape} and labels {labels_N.shape}; give one class per image")
+    if labels_N.size and (labels_N.min() < 0 or labels_N.max() >= num_classes):
+        wrong = labels_N[(labels_N < 0) | (labels_N >= num_classes)][0]
+        raise ValueError(f"label {wrong} is outside 0..{num_classes - 1}; check that model and data share classes")
+    logits = logits_NC.astype(np.float64)
+    own_N1 = np.take_along_axis(logits, labels_N[:, None].astype(np.int64), axis=1)
+    earlier_NC = np.arange(num_classes) < labels_N[:, None]
+    rank_N = ((logits > own_N1) | ((logits == own_N1) & earlier_NC)).sum(axis=1)
+    rank_N[~np.isfinite(logits).all(axis=1)] = num_classes
+    with np.errstate(invalid="ignore", over="ignore"):
+        highest_N1 = logits.max(axis=1, keepdims=True)
+        loss_N = np.log(np.exp(logits - highest_N1).sum(axis=1)) - (own_N1 - highest_N1)[:, 0]
+    loss_N = np.clip(np.nan_to_num(loss_N, nan=MAX_CROSS_ENTROPY, posinf=MAX_CROSS_ENTROPY), 0, MAX_CROSS_ENTROPY)
+    columns = [np.ones_like(rank_N), rank_N < 1, rank_N < 5, np.rint(loss_N * NATS)]
+    counts_C4 = np.zeros((num_classes, NUM_COUNTS), dtype=np.int64)
+    np.add.at(counts_C4, labels_N.astype(np.int64), np.stack(columns, axis=1).astype(np.int64))
+    return counts_C4
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationScores:
+    """Scores of `classification_counts`; NaN where there is no image.
+
+    Attributes:
+        top1, top5: shares of the images, 0 to 1. With five classes or fewer top5 is 1.
+        cross_entropy: mean over the images, in nats, without label smoothing.
+        accuracy_C: share of each class's images whose truth is the best guess.
+    """
+
+    top1: float
+    top5: float
+    cross_entropy: float
+    accuracy_C: NDArray[np.float64]
+
+
+def classification_scores(counts_C4: NDArray[np.int64]) -> ClassificationScores:
+    """Score counts, merged over whatever was counted apart."""
+    images, first, fifth, nats = (int(total) for total in counts_C4.sum(axis=0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        accuracy_C = np.where(counts_C4[:, 0] > 0, counts_C4[:, 1] / counts_C4[:, 0], np.nan)
+    if not images:
+        return ClassificationScores(np.nan, np.nan, np.nan, accuracy_C)
+    return ClassificationScores(first / images, fifth / images, nats / NATS / images, accuracy_C)

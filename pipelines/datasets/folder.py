@@ -1,7 +1,6 @@
 """Your own data: a folder of images, a folder of labels with the same names, and a small file with the classes."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from typing import Any
 import yaml
 
 from pipelines import storage
-from pipelines.datasets.files import read_files, require_folder
+from pipelines.datasets.files import DEFAULT_VAL_FRACTION, hash_fraction, read_files, require_folder
 from pipelines.datasets.listing import ClassTable, DatasetListing, Sample, Unpaired, default_palette
 from pipelines.images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-DEFAULT_VAL_FRACTION = 0.1
 EXAMPLE = "names: [sky, road, car]\npalette: [[70, 130, 180], [128, 64, 128], [0, 0, 142]]\nignore: [255]"
 
 
@@ -137,7 +135,7 @@ def _splits(keys: list[str], config: FolderConfig) -> dict[str, str]:
     in_folders = {key: key.split("/")[0] for key in keys if "/" in key and key.split("/")[0] in SPLITS}
     if not in_folders:
         fraction = DEFAULT_VAL_FRACTION if config.val_fraction is None else config.val_fraction
-        return {key: "val" if _hash_fraction(key) < fraction else "train" for key in keys}
+        return {key: "val" if hash_fraction(key) < fraction else "train" for key in keys}
     found = sorted(set(in_folders.values()))
     if config.val_fraction is not None:
         raise ValueError(
@@ -151,11 +149,6 @@ def _splits(keys: list[str], config: FolderConfig) -> dict[str, str]:
             f"them ({_some(outside)}); move them into one"
         )
     return in_folders
-
-
-def _hash_fraction(key: str) -> float:
-    """A number in [0, 1) that depends on the name alone: an image stays in its split when others come."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48
 
 
 def _unpaired(

@@ -1,16 +1,22 @@
-"""What an importer of a public layout hands to `prepare`: a class table, and which files belong together."""
+"""What an importer of a public layout hands to `prepare`: a class table, and which files belong together.
 
-from collections.abc import Callable
+`DatasetListing` for segmentation (image and label file), `ClassificationListing` for image classification (image and
+index of its class). Both name their task, their class table and their samples.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.images import ImageError
-from segcore import IGNORE_INDEX
+from segcore import IGNORE_INDEX, Task
 
 MAX_CLASSES = 254
+MAX_IMAGE_CLASSES = 65536
+"""Far above ImageNet's 21 841: more is a folder of images that was taken for one of classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +85,25 @@ class ClassTable:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageClasses:
+    """Class names of a classification dataset, by class index. No colours: nothing is drawn in them."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse no class, too many, and a name that stands twice."""
+        if not 1 <= len(self.names) <= MAX_IMAGE_CLASSES:
+            raise ValueError(f"there are {len(self.names)} classes of images, expected 1 to {MAX_IMAGE_CLASSES}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("a class of images stands twice in the class table; each may stand there once")
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Empty."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One image and its label: where they are, and what they are called."""
 
@@ -86,6 +111,16 @@ class Sample:
     split: str
     image_uri: str
     label_uri: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifiedImage:
+    """One image file and the index of its class."""
+
+    image_id: str
+    split: str
+    image_uri: str
+    class_index: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +135,7 @@ class Unpaired:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetListing:
-    """A dataset before it is read.
+    """A segmentation dataset before it is read.
 
     Attributes:
         name: entry of `DATASETS`.
@@ -117,17 +152,41 @@ class DatasetListing:
     samples: tuple[Sample, ...]
     read: Callable[[Sample], tuple[bytes, bytes]]
     unpaired: tuple[Unpaired, ...] = field(default=())
+    task: ClassVar[Task] = "segmentation"
+    unit: ClassVar[str] = "pairs"
 
     def __post_init__(self) -> None:
-        """Refuse ids that stand twice, since nobody could say later which image is meant."""
-        seen: dict[str, Sample] = {}
-        for sample in self.samples:
-            other = seen.setdefault(sample.image_id, sample)
-            if other is not sample:
-                raise ValueError(
-                    f"two images of {self.name!r} have the id {sample.image_id!r}: {other.image_uri} ({other.split}) "
-                    f"and {sample.image_uri} ({sample.split}); remove or rename one"
-                )
+        """Refuse ids that stand twice."""
+        _refuse_ids_that_stand_twice(self.name, self.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassificationListing:
+    """A classification dataset before it is read: image files. Attributes are those of `DatasetListing`."""
+
+    name: str
+    config: dict[str, Any]
+    class_table: ImageClasses
+    samples: tuple[ClassifiedImage, ...]
+    unpaired: tuple[Unpaired, ...] = field(default=())
+    task: ClassVar[Task] = "classification"
+    unit: ClassVar[str] = "images"
+
+    def __post_init__(self) -> None:
+        """Refuse ids that stand twice."""
+        _refuse_ids_that_stand_twice(self.name, self.samples)
+
+
+def _refuse_ids_that_stand_twice(name: str, samples: Sequence[Sample | ClassifiedImage]) -> None:
+    """Nobody could say later which image is meant."""
+    seen: dict[str, Sample | ClassifiedImage] = {}
+    for sample in samples:
+        other = seen.setdefault(sample.image_id, sample)
+        if other is not sample:
+            raise ValueError(
+                f"two images of {name!r} have the id {sample.image_id!r}: {other.image_uri} ({other.split}) "
+                f"and {sample.image_uri} ({sample.split}); remove or rename one"
+            )
 
 
 def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:

@@ -3,12 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 
-from pipelines.recipes import camvid, scenes, voc
+from pipelines.recipes import camvid, crops, imagenet, scenes, voc
 from pipelines.recipes.recipe import Recipe, recipe_to_dict
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "scenes.dupsampling_mobilenetv3": scenes.dupsampling_mobilenetv3,
     "scenes.deeplab_v3plus_mobilenetv3": scenes.deeplab_v3plus_mobilenetv3,
+    "crops.mobilenet_v3_small": crops.mobilenet_v3_small,
+    "crops.efficientnet_lite0": crops.efficientnet_lite0,
+    "imagenet.resnet50": imagenet.resnet50,
+    "imagenet.mobilenet_v3_small": imagenet.mobilenet_v3_small,
     "camvid.dupsampling_resnet50": camvid.dupsampling_resnet50,
     "camvid.deeplab_v3plus_resnet50": camvid.deeplab_v3plus_resnet50,
     "camvid.dupsampling_efficientnet_lite0": camvid.dupsampling_efficientnet_lite0,

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from segcore.augment import AugmentConfig
+from segcore import Task
+from segcore.augment import AugmentConfig, ClassificationAugmentConfig
 from segcore.inference import InferenceConfig
-from segcore.models import ModelConfig, config_to_dict
+from segcore.networks import NetworkConfig, network_to_dict, task_of
 from segcore.optim import OptimConfig
 
 
@@ -15,10 +16,10 @@ from segcore.optim import OptimConfig
 class Recipe:
     """A training, but for where its data, weights and machines are. One function per recipe returns one of these."""
 
-    model: ModelConfig
+    model: NetworkConfig
     """The network."""
-    augment: AugmentConfig
-    """Random scale, crop, flip and colour."""
+    augment: AugmentConfig | ClassificationAugmentConfig
+    """Random scale, crop, flip and colour; the second where the network is a classifier."""
     optim: OptimConfig
     """Optimiser and learning rate schedule."""
     epochs: int
@@ -38,7 +39,8 @@ class Recipe:
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     keep_checkpoints: int = 1
-    """Checkpoints kept, the best by validation mIoU; the latest is always kept too, to resume from."""
+    """Checkpoints kept, the best by validation mIoU (of a classifier: top-1 accuracy); the latest is always kept too,
+    to resume from."""
     shuffle_buffer: int = 256
     """Encoded images that each worker shuffles at a time, beside the shuffled order of the shards."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -53,6 +55,16 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}; known: float32, bfloat16")
+        if isinstance(self.augment, ClassificationAugmentConfig) != (self.task == "classification"):
+            raise ValueError(
+                f"the network is for {self.task} and the augmentation a {type(self.augment).__name__}; give a "
+                "classifier a ClassificationAugmentConfig, and every other network an AugmentConfig"
+            )
+
+    @property
+    def task(self) -> Task:
+        """What the network says of an image: its data must be prepared for it."""
+        return task_of(self.model)
 
     def steps_per_epoch(self, *, num_images: int, num_workers: int) -> int:
         """Optimiser steps of one epoch, the same on every worker; the last images, which fill no batch, are left out.
@@ -76,4 +88,4 @@ class Recipe:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested JSON values, to store with a run and to compare with another start of it."""
-    return asdict(recipe) | {"model": config_to_dict(recipe.model)}
+    return asdict(recipe) | {"model": network_to_dict(recipe.model)}

@@ -5,7 +5,7 @@ from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRID
 from segcore.backbones.dense_vgg import DenseVGG
 from segcore.backbones.light_xception import LightXception
 from segcore.backbones.vgg import FullyConnected
-from segcore.backbones.weights import fitting_weights, load_backbone_weights
+from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights
 
 __all__ = [
     "BACKBONES",
@@ -16,6 +16,7 @@ __all__ = [
     "DenseVGG",
     "FullyConnected",
     "LightXception",
+    "backbone_state",
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",

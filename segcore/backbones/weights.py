@@ -1,4 +1,4 @@
-"""Fill a backbone from a classifier's state dict."""
+"""Fill a backbone from a classifier's state dict, and take that state dict out of a trained network."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,29 @@ from segcore.backbones.catalogue import backbone_spec
 MOBILENET_V2_REPEATS = (1, 2, 3, 4, 3, 3, 1)
 """Blocks per stage, table 2 of Sandler et al., arXiv 1801.04381."""
 
+CLASSIFIER_PREFIX = "fc."
+"""The last layer of `segcore.classifier.Classifier`, whatever the last layer of timm's network is called."""
+
+BACKBONE_PREFIXES = ("backbone.body.", "backbone.")
+"""Of a network's tensors; the first that fits is cut off (`Backbone` holds timm's module in `body`)."""
+
+
+def backbone_state(network_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's backbone, and `fc.weight` and `fc.bias` of a classifier, as `load_backbone_weights` takes them."""
+    state = {name: tensor for name, tensor in network_state.items() if name.startswith(CLASSIFIER_PREFIX)}
+    for name, tensor in network_state.items():
+        prefix = next((prefix for prefix in BACKBONE_PREFIXES if name.startswith(prefix)), None)
+        if prefix is not None:
+            state[name.removeprefix(prefix)] = tensor
+    return state
+
 
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
     """Copy pre-trained weights into `backbone`.
 
-    Accepts the state dict of the timm model of the same name (its classifier is left over), and for `mobilenet_v2` also
-    torchvision's names (`features.0.0.weight`). `num_batches_tracked` may be absent.
+    Accepts the state dict of the timm model of the same name or what `backbone_state` gives (the classifying layers are
+    left over), and for `mobilenet_v2` also torchvision's names (`features.0.0.weight`). `num_batches_tracked` may be
+    absent.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or has no place in the backbone; nothing is changed then.
@@ -27,7 +44,7 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
     fitting = fitting_weights(
         backbone.body.state_dict(),
         given,
-        leftover=spec.classifier_prefixes,
+        leftover=(*spec.classifier_prefixes, CLASSIFIER_PREFIX),
         backbone=backbone.name,
         source=f"timm's {spec.architecture!r}",
     )

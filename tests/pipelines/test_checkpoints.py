@@ -18,8 +18,10 @@ from pipelines.checkpoints import (
     read_card,
     save_model,
 )
+from segcore.classifier import ClassifierConfig
 from segcore.inference import InferenceConfig
 from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.networks import build_network
 
 CONFIG = DeepLabV3PlusConfig(
     backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_features=(), decoder_channels=16
@@ -142,3 +144,26 @@ def test_inference_is_what_was_given_or_what_the_recipe_says() -> None:
     )  # older than the field
     with pytest.raises(ValueError, match="--recipe-inference and --inference.* exclude each other"):
         chosen_inference(card, given, as_in_recipe=True)
+
+
+def test_a_classifier_s_folder_says_so_and_is_loaded_as_one(tmp_path: Path) -> None:
+    config = ClassifierConfig(backbone="mobilenet_v3_small")
+    card = dataclasses.replace(make_card(), model_config=config, palette=())
+    classifier = build_network(config, 3).eval()
+    uri = str(tmp_path / "classifier")
+    save_model(uri, classifier, card)
+    bundle = load_model(uri, task="classification")
+    assert bundle.card == card and bundle.card.task == "classification"
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(bundle.model(images), classifier(images))
+    with pytest.raises(ValueError, match="holds an image classifier, expected a segmentation network"):
+        load_model(uri)
+    assert read_card(uri, task=None)[0] == card
+    with pytest.raises(ValueError, match="3 class names and 3 colours; give one colour per class, and none to a class"):
+        dataclasses.replace(card, palette=make_card().palette)
+
+
+def test_a_segmentation_network_is_no_classifier(folder: str) -> None:
+    with pytest.raises(ValueError, match="holds a segmentation network, expected an image classifier"):
+        load_model(folder, task="classification")

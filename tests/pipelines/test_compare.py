@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage, tracking
-from pipelines.checkpoints import load_model, read_card
+from pipelines.checkpoints import load_model, read_card, save_model
 from pipelines.compare import CompareConfig, CompareResult, compare
 from pipelines.comparison_report import COLUMNS, csv_bytes, terminal_tables
 from pipelines.comparison_runs import differing_fields, unique_names, warnings
 from pipelines.evaluate import SPLIT_TAG
 from pipelines.manifests import MANIFEST
 from pipelines.recipes import find_recipe, recipe_to_dict
+from segcore.classifier import ClassifierConfig
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.models import DUpsampleConfig, DUpsamplingConfig, build_model
+from segcore.networks import build_network
 from tests.pipelines.compared_runs import compared_run
 from tests.pipelines.tiny_inputs import (
     CLASS_NAMES,
@@ -284,3 +286,23 @@ def test_an_unknown_table_is_refused_before_anything_is_read(folder: Path) -> No
         config(folder, num_bound_images=0)
     with pytest.raises(ValueError, match=r"no run started from a recipe of table 'dupsampling': .*wide"):
         compare(config(folder, table="dupsampling"))
+
+
+def test_a_classifier_of_the_experiment_is_left_out_and_pictures_are_of_the_other_runs_data(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The backbone was pre-trained first, on other data."""
+    network = ClassifierConfig(backbone="mobilenet_v3_small")
+    card = dataclasses.replace(load_model(str(folder / "narrow")).card, model_config=network, palette=())
+    save_model(str(tmp_path / "classifier"), build_network(network, card.num_classes), card)
+    for name, model, data in (("pre", tmp_path / "classifier", tmp_path), ("net", folder / "narrow", folder / "data")):
+        tags = {tracking.MODEL_FOLDER_TAG: str(model)}
+        with tracking.tracked_run(
+            experiment="pre-training", name=name, job="train", parameters={"data": str(data)}, tags=tags
+        ):
+            pass
+    result = compare(config(folder, experiment="pre-training", data=None, output=str(tmp_path / "out")))
+    assert result.num_runs == 1
+    page = storage.read_bytes(result.page).decode()
+    assert "Run &#39;pre&#39; is left out" in page and "holds an image classifier" in page
+    assert "mIoU of this image" in page

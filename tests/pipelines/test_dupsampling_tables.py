@@ -7,6 +7,7 @@ from pipelines.comparison_table import DUPSAMPLING, decoder_flops
 from pipelines.recipes import RECIPES, find_recipe, recipe_to_dict
 from segcore.cost import decoder_multiply_adds
 from segcore.models import DUpsamplingConfig, SegmentationOutput, meta_model, needed_label_pca
+from segcore.networks import segmentation_config
 
 DATASETS = ("voc", "camvid")
 CLASSES = {"voc": 21, "camvid": 11}
@@ -38,7 +39,7 @@ def test_rows_differ_in_their_network_alone(dataset: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_builds_with_the_decoder_and_output_stride_of_its_name(dataset: str, row: str) -> None:
     recipe = find_recipe(f"{dataset}.{row}")
-    config = recipe.model
+    config = segmentation_config(recipe.model)
     height, width = recipe.augment.crop_height, recipe.augment.crop_width
     output = meta_model(config, CLASSES[dataset])(torch.empty(1, 3, height, width, device="meta"))
     assert isinstance(output, SegmentationOutput)
@@ -58,7 +59,7 @@ def test_camvid_rows_of_both_backbones_have_one_backbone() -> None:
 
 @pytest.mark.parametrize(("row", "published"), PUBLISHED_FLOPS.items())
 def test_decoder_flops_are_the_papers(row: str, published: float) -> None:
-    config = find_recipe(f"voc.{row}").model
+    config = segmentation_config(find_recipe(f"voc.{row}").model)
     bias_adds = 33 * 33 * 21 * 256 if isinstance(config, DUpsamplingConfig) else 0
     flops = 2 * decoder_multiply_adds(meta_model(config, 21), 513, 513) + bias_adds
     assert flops / 1e9 == pytest.approx(published, rel=0.01)
@@ -78,5 +79,5 @@ def test_two_features_fused_at_stride_2_cost_what_our_fusion_does() -> None:
     fusion = separable(256 + 48, 256) + separable(256, 256)
     projections = 257 * 257 * 128 * 48 + 33 * 33 * 1024 * 48
     expected = projections + 257 * 257 * (2 * fusion + 256 * 21)
-    config = find_recipe(f"voc.{UNEXPLAINED_ROW}").model
+    config = segmentation_config(find_recipe(f"voc.{UNEXPLAINED_ROW}").model)
     assert decoder_multiply_adds(meta_model(config, 21), 513, 513) == expected

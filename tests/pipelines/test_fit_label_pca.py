@@ -386,7 +386,7 @@ def test_a_recipe_decides_block_side_and_components(data: str, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "scenes.deeplab_v3plus_mobilenetv3"}, "enlarges bilinearly and needs no label PCA"),
+        ({"recipe": "scenes.deeplab_v3plus_mobilenetv3"}, "has no data-dependent decoder and needs no label PCA"),
         ({"recipe": "scenes.dupsampling_mobilenetv3"}, "--block-side is 8 and recipe .* needs 32; leave it out"),
         ({"recipe": "scenes.unet"}, "unknown recipe 'scenes.unet'; known: "),
         ({"target_miou_bound": 0.9}, "give it without --num-components and without another --solver"),

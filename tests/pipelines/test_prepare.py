@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines import storage
-from pipelines.datasets import DATASETS, list_dataset
+from pipelines.datasets import DATASETS, DatasetListing, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
 from pipelines.datasets.folder import FolderConfig
 from pipelines.datasets.scenes import ScenesConfig
@@ -96,6 +96,7 @@ def test_every_pair_is_in_a_part_or_in_the_failures_once(tmp_path: Path) -> None
 def test_order_is_mixed_and_does_not_depend_on_the_listing(tmp_path: Path) -> None:
     config = camvid_config(make_camvid(tmp_path, num_train=30, num_val=2), tmp_path / "out", images_per_part=7)
     listing = list_dataset(config.dataset)
+    assert isinstance(listing, DatasetListing)
     backwards = dataclasses.replace(listing, samples=listing.samples[::-1])
     shards = list(cut_into_shards(listing, config))
     assert shards == list(cut_into_shards(backwards, config))

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import storage
+from pipelines.datasets.files import read_files
 from pipelines.datasets.folder import FolderConfig, list_samples
+from pipelines.datasets.listing import ClassTable
 from pipelines.images import decode_image, decode_labels
-from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard
+from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_row
 from pipelines.shards import SHARD_SCHEMA, parse_part
 from tests.data.folder.make import make_folder
 
@@ -26,9 +29,24 @@ def work(tmp_path: Path) -> tuple[Shard, ShardJob]:
     fake = make_folder(tmp_path / "raw", stems=("a", "b", "c"))
     listing = list_samples(FolderConfig(**dataclasses.asdict(fake), val_fraction=0))
     job = ShardJob(
-        output=str(tmp_path / "out"), plan_digest="p", class_table=listing.class_table, read=listing.read, resume=False
+        output=str(tmp_path / "out"),
+        plan_digest="p",
+        task="segmentation",
+        num_classes=3,
+        make_row=partial(segmentation_row, class_table=listing.class_table, read=listing.read),
+        resume=False,
     )
     return Shard(split="train", index=0, samples=listing.samples), job
+
+
+def table_of(job: ShardJob) -> ClassTable:
+    assert isinstance(job.make_row, partial)
+    table: ClassTable = job.make_row.keywords["class_table"]
+    return table
+
+
+def with_table(job: ShardJob, class_table: ClassTable) -> ShardJob:
+    return dataclasses.replace(job, make_row=partial(segmentation_row, class_table=class_table, read=read_files))
 
 
 def save(array: NDArray[np.uint8], path: Path, *, exif: Image.Exif | None = None) -> None:
@@ -107,7 +125,7 @@ def test_black_and_white_masks_are_explained_where_255_is_not_declared(
 ) -> None:
     shard, job = work
     black_and_white(tmp_path / "raw")
-    strict = dataclasses.replace(job, class_table=dataclasses.replace(job.class_table, ignore_values=()))
+    strict = with_table(job, dataclasses.replace(table_of(job), ignore_values=()))
     (failure,) = prepare_shard(shard, strict).failures
     assert "the values [0, 255] alone, as a black and white mask does" in failure["reason"]
     assert "list 255 under `ignore`" in failure["reason"]
@@ -116,8 +134,7 @@ def test_black_and_white_masks_are_explained_where_255_is_not_declared(
 
 def test_rows_hold_files_as_found_and_labels_as_indices(work: tuple[Shard, ShardJob], tmp_path: Path) -> None:
     shard, job = work
-    shifted = dataclasses.replace(job.class_table, values=(2, 0, 1))
-    record = prepare_shard(shard, dataclasses.replace(job, class_table=shifted))
+    record = prepare_shard(shard, with_table(job, dataclasses.replace(table_of(job), values=(2, 0, 1))))
     table = parse_part((tmp_path / "out" / PART).read_bytes(), name=PART, sha256=record.sha256)
     assert table.schema.equals(SHARD_SCHEMA)
     row = table.to_pylist()[0]
@@ -209,4 +226,5 @@ def test_statistics_equal_numpy_and_merge_in_any_order() -> None:
     assert std == pytest.approx(pixels.std(axis=0), rel=1e-12)
     labels_all = np.concatenate([labels.ravel() for _, labels in pairs])
     assert forwards.class_pixels_C == [int((labels_all == label).sum()) for label in range(3)]
+    assert forwards.class_images_C == [sum(int((labels == label).any()) for _, labels in pairs) for label in range(3)]
     assert forwards.num_pixels == labels_all.size

@@ -9,7 +9,10 @@ import pytest
 
 from pipelines.recipes import RECIPES, Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.train import TrainConfig, parse_command_line
-from segcore.models import DUpsamplingConfig, config_from_dict
+from segcore.augment import ClassificationAugmentConfig
+from segcore.classifier import ClassifierConfig
+from segcore.models import DUpsamplingConfig
+from segcore.networks import network_from_dict
 from tests.pipelines.learnable_dataset import tiny_recipe
 
 WHERE = ["--data", "d", "--output", "o", "--name", "n"]
@@ -24,7 +27,7 @@ def test_every_recipe_builds_and_says_what_it_is(name: str) -> None:
     assert len((RECIPES[name].__doc__ or "").split()) >= 12
     assert name in recipe_list()
     values = json.loads(json.dumps(recipe_to_dict(recipe)))
-    assert config_from_dict(values["model"]) == recipe.model
+    assert network_from_dict(values["model"]) == recipe.model
     assert values["augment"]["crop_height"] == recipe.augment.crop_height
 
 
@@ -88,6 +91,22 @@ def test_any_field_is_overridden_by_its_dotted_name() -> None:
     assert (config.recipe.optim.learning_rate, config.recipe.augment.flip) == (0.5, False)
     assert (config.recipe.epochs, config.recipe.precision) == (3, "bfloat16")
     assert (config.use_gpu, config.workers, config.data, config.name) == (True, 4, "d", "n")
+
+
+def test_a_classifier_s_recipe_has_flags_of_its_own_network_and_augmentation(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def parse_crops(*arguments: str) -> Recipe:
+        return parse_command_line(["crops.mobilenet_v3_small", *WHERE, *arguments], description="test").recipe
+
+    assert parse_crops() == find_recipe("crops.mobilenet_v3_small")
+    recipe = parse_crops("--model.dropout", "0.25", "--augment.area-min", "0.5", "--model.backbone", "resnet18")
+    assert recipe.task == "classification"
+    assert recipe.model == ClassifierConfig(backbone="resnet18", dropout=0.25)
+    assert isinstance(recipe.augment, ClassificationAugmentConfig) and recipe.augment.area_min == 0.5
+    with pytest.raises(SystemExit):
+        parse_crops("--augment.scale-min", "0.5")
+    assert "--augment.scale-min" in capsys.readouterr().err
 
 
 def test_without_overrides_the_recipe_is_the_function_s() -> None:

@@ -120,11 +120,32 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     manifest = manifests.read_manifest(str(tmp_path), kind=KIND) | {"format_version": 99}
     manifests.write_manifest(str(tmp_path), kind=KIND, content=manifest)
     with pytest.raises(
-        ValueError, match="of format 99 .*this version reads format 1 with 255; run jobs/prepare.py again"
+        ValueError, match="of format 99 .*this version reads formats .1, 2. with 255; run jobs/prepare.py again"
     ):
         open_dataset(str(tmp_path))
     with pytest.raises(ValueError, match="holds no manifest.json, so it is not a finished prepared_dataset"):
         open_dataset(str(tmp_path / "absent"))
+
+
+def test_a_dataset_of_before_there_were_tasks_still_opens(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, {"train": [1]})
+    manifest = manifests.read_manifest(folder, kind=KIND) | {"format_version": 1}
+    assert "task" not in manifest
+    manifests.write_manifest(folder, kind=KIND, content=manifest)
+    assert open_dataset(folder).task == "segmentation"
+
+
+def test_a_dataset_for_another_task_is_refused(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, {"train": [1]})
+    with pytest.raises(
+        ValueError, match=r"is a dataset for segmentation \(a label map per image\).*needs one for class"
+    ):
+        open_dataset(folder, task="classification")
+    manifest = manifests.read_manifest(folder, kind=KIND) | {"task": "classification"}
+    manifests.write_manifest(folder, kind=KIND, content=manifest)
+    assert open_dataset(folder, task="classification").task == "classification"
+    with pytest.raises(ValueError, match="is a dataset for classification .*or a recipe for classification"):
+        open_dataset(folder)
 
 
 def test_equal_rows_give_equal_bytes_in_small_row_groups() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipelines.shards import PreparedDataset, open_dataset
-from pipelines.training_data import Batch, decoded, started, training_batches, validation_images
+from pipelines.training_data import Batch, decoded, started, training_batches, validation_batches
+from pipelines.training_tasks import TASKS
 from segcore import IGNORE_INDEX
 from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, tiny_recipe, write_learnable_dataset
 
@@ -51,8 +52,9 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
 def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8) -> Iterator[Batch]:
     return training_batches(
         rows_of(dataset, first_epoch=epochs.start, seed=1),
-        augment_config=tiny_recipe().augment,
-        fill=(1, 2, 3),
+        draw=lambda row, generator: TASKS["segmentation"].training_pair(
+            row, generator, tiny_recipe().augment, (1, 2, 3)
+        ),
         batch_size=8,
         steps_per_epoch=steps_per_epoch,
         shuffle_buffer=16,
@@ -65,7 +67,7 @@ def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int =
 
 
 def batches_of(dataset: PreparedDataset, epochs: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(batch.images_N3HW, batch.labels_NHW) for batch in stream_of(dataset, epochs)]
+    return [(batch.images_N3HW, batch.labels) for batch in stream_of(dataset, epochs)]
 
 
 def test_batches_are_augmented_uint8_crops_and_a_resumed_stream_goes_on_with_the_same(
@@ -93,17 +95,31 @@ def test_an_epoch_of_another_length_is_an_error(
         list(islice(stream_of(dataset, epochs, steps_per_epoch=steps), steps))
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 20])
-def test_validation_shares_hold_every_image_once_in_order(dataset: PreparedDataset, world_size: int) -> None:
-    whole = [decoded_label for _, decoded_label in share(dataset, rank=0, world_size=1)]
-    assert len(whole) == NUM_VAL
-    parts = [labels for rank in range(world_size) for _, labels in share(dataset, rank=rank, world_size=world_size)]
-    assert len(parts) == NUM_VAL
+def test_validation_shares_hold_every_image_once_in_order_and_in_the_same_batches(
+    dataset: PreparedDataset, world_size: int, batch_size: int
+) -> None:
+    whole = share(dataset, rank=0, world_size=1, batch_size=batch_size)
+    assert [len(labels) for labels in whole[:-1]] == [batch_size] * (len(whole) - 1)
+    assert sum(map(len, whole)) == NUM_VAL
+    parts = [
+        labels
+        for rank in range(world_size)
+        for labels in share(dataset, rank=rank, world_size=world_size, batch_size=batch_size)
+    ]
     assert all(torch.equal(one, two) for one, two in zip(whole, parts, strict=True))
 
 
-def share(dataset: PreparedDataset, *, rank: int, world_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return validation_images(dataset, split="val", rank=rank, world_size=world_size, num_threads=2)
+def share(dataset: PreparedDataset, *, rank: int, world_size: int, batch_size: int) -> list[torch.Tensor]:
+    """Labels of the batches, cut to one size, as batches of several sizes of image cannot be stacked."""
+
+    def cut(row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        image_3HW, labels_HW = decoded(row)
+        return image_3HW[:, :48, :48], labels_HW[:48, :48]
+
+    settings = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
+    return [batch.labels for batch in validation_batches(dataset, split="val", decode=cut, num_threads=2, **settings)]
 
 
 def test_a_generator_runs_ahead_by_its_depth_and_no_further() -> None:

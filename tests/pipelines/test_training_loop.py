@@ -9,7 +9,8 @@ import torch
 
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training_data import Batch, decoded
-from pipelines.training_loop import training_step, validate_share, validation_metrics
+from pipelines.training_loop import training_step, validate_share
+from pipelines.training_tasks import segmentation_metrics
 from pipelines.training_worker import Progress, TrainJob, Worker, normalised
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import solve
@@ -95,7 +96,7 @@ def test_images_are_normalised_by_the_backbone_s_mean_and_deviation(dataset: Pre
 
 def test_metrics_leave_out_classes_that_occur_nowhere() -> None:
     confusion_CC = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
-    metrics = validation_metrics(confusion_CC, ("sky", "road", "never"))
+    metrics = segmentation_metrics(confusion_CC, ("sky", "road", "never"))
     assert metrics["val/iou/sky"] == 0.75 and metrics["val/iou/road"] == 0.8
     assert metrics["val/mean_iou"] == pytest.approx(0.775) and metrics["val/pixel_accuracy"] == 0.875
     assert "val/iou/never" not in metrics
@@ -104,11 +105,11 @@ def test_metrics_leave_out_classes_that_occur_nowhere() -> None:
 def test_the_best_score_survives_worse_epochs_and_unvalidated_ones() -> None:
     from pipelines.training_loop import _advanced
 
-    state = Progress(epochs=0, best_mean_iou=-1.0, best_epoch=-1, seconds=0.0)
-    for metrics in ({}, {"val/mean_iou": 0.5}, {}, {"val/mean_iou": 0.4}, {"val/mean_iou": float("nan")}):
-        state = _advanced(state, metrics, seconds=2.0)
-    assert state == Progress(epochs=5, best_mean_iou=0.5, best_epoch=1, seconds=10.0)
-    assert _advanced(state, {"val/mean_iou": 0.5}, seconds=1.0).best_epoch == 5  # of equals the later
+    state = Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0)
+    for score in (-1.0, 0.5, -1.0, 0.4, float("nan")):
+        state = _advanced(state, score, seconds=2.0)
+    assert state == Progress(epochs=5, best_score=0.5, best_epoch=1, seconds=10.0)
+    assert _advanced(state, 0.5, seconds=1.0).best_epoch == 5  # of equals the later
 
 
 def test_the_training_state_is_read_without_unpickling_code(dataset: PreparedDataset, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_the_training_state_is_read_without_unpickling_code(dataset: PreparedDat
     loss.backward()
     worker.optimiser.step()
     worker.schedule.step()
-    state = Progress(epochs=3, best_mean_iou=0.25, best_epoch=1, seconds=7.5)
+    state = Progress(epochs=3, best_score=0.25, best_epoch=1, seconds=7.5)
     save_state(tmp_path, worker, state)
     fresh = make_worker(dataset)
     again = _restore(tmp_path, fresh.network, fresh.optimiser, fresh.schedule, torch.device("cpu"))

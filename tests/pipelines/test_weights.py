@@ -6,8 +6,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipelines.weights import resolve_weights
+from pipelines.checkpoints import read_card
+from pipelines.weights import resolve_weights, weights_digest
 from segcore.backbones import build_backbone, load_backbone_weights
+from tests.pipelines.tiny_inputs import write_model
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.zeros(2)}
 
@@ -82,3 +84,45 @@ def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_fold
     backbone = build_backbone("efficientnet_lite0", output_stride=32)
     load_backbone_weights(backbone, state)
     assert torch.equal(backbone.body.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+
+
+def test_the_model_folder_of_a_segmentation_network_gives_its_backbone(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", seed=5)
+    state = resolve_weights(folder, backbone="mobilenet_v3_small")
+    assert state is not None
+    backbone = build_backbone("mobilenet_v3_small", output_stride=16)
+    load_backbone_weights(backbone, state)
+    whole = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    for name, tensor in backbone.body.state_dict().items():
+        assert torch.equal(tensor, whole[f"backbone.body.{name}"])
+    digest = weights_digest(folder, backbone="mobilenet_v3_small")
+    assert digest == read_card(folder)[1]
+
+
+def test_only_a_model_folder_has_a_digest(tmp_path: Path) -> None:
+    safetensors.torch.save_file(STATE, tmp_path / "weights.safetensors")
+    for weights in ("none", "timm", str(tmp_path / "weights.safetensors"), str(tmp_path / "absent")):
+        assert weights_digest(weights, backbone="resnet18") is None
+
+
+def test_a_model_on_another_backbone_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    for ask in (resolve_weights, weights_digest):
+        with pytest.raises(ValueError, match=r"on backbone 'mobilenet_v3_small', .* on 'resnet18'; give a model on"):
+            ask(folder, backbone="resnet18")
+
+
+def test_a_model_folder_that_changed_or_is_none_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="model.safetensors has changed since it was written"):
+        resolve_weights(folder, backbone="mobilenet_v3_small")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text('{"kind": "prepared_dataset"}')
+    with pytest.raises(ValueError, match="is a 'prepared_dataset', expected a 'model'"):
+        resolve_weights(str(tmp_path / "data"), backbone="resnet18")
+    with pytest.raises(ValueError, match=r"no weights file at .*or a model folder \(OUTPUT/NAME/model of a finished"):
+        resolve_weights(str(tmp_path), backbone="resnet18")

@@ -1,14 +1,19 @@
-"""Joint augmentation: labels stay labels, pictures and labels stay together, and the draws are what the config says."""
+"""Joint augmentation: labels stay labels, pictures and labels stay together, and the draws are what the config says.
 
+Windows of images that are classified as a whole: their areas and ratios, and the centre that validation shows.
+"""
+
+import dataclasses
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from segcore import IGNORE_INDEX
-from segcore.augment import AugmentConfig, augment
+from segcore.augment import AugmentConfig, ClassificationAugmentConfig, augment, centre_crop, random_resized_crop
 
 GREY = (120, 121, 122)
 
@@ -233,3 +238,84 @@ def test_blur_touches_half_of_the_images_and_no_label() -> None:
 def test_geometry_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AugmentConfig(crop_height=8, crop_width=8, **changes)  # type: ignore[arg-type]
+
+
+WHOLE = ClassificationAugmentConfig(crop_height=32, crop_width=32, validation_short_side_px=36)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """An image whose first channel grows by 2 from row to row and whose second by 2 from column to column."""
+    rows, columns = torch.arange(height)[:, None] * 2, torch.arange(width)[None] * 2
+    return torch.stack([rows.expand(height, width), columns.expand(height, width), rows + columns]).to(torch.uint8)
+
+
+def window_of(crop_3HW: Tensor) -> tuple[float, float]:
+    """Height and width of the source window of a crop of `coordinates`, from the slope of its values."""
+    rows, columns = crop_3HW[0].float().mean(dim=1), crop_3HW[1].float().mean(dim=0)
+    inner = slice(4, 28)  # away from the border, where the filter is cut
+    return tuple(float((line[inner][-1] - line[inner][0]) / 2 * 32 / 23) for line in (rows, columns))  # type: ignore[return-value]
+
+
+def test_windows_have_the_areas_and_ratios_of_the_config() -> None:
+    image_3HW = coordinates(96, 120)
+    config = dataclasses.replace(WHOLE, flip=False)
+    windows = [window_of(random_resized_crop(image_3HW, config, generator(seed))) for seed in range(300)]
+    areas = [height * width / (96 * 120) for height, width in windows]
+    ratios = [width / height for height, width in windows]
+    assert 0.06 < min(areas) < 0.12 and 0.85 < max(areas) < 1.02
+    assert 0.4 < sum(areas) / len(areas) < 0.56  # uniform: 0.54, less the windows that did not fit
+    assert 0.72 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.38
+    assert 0.35 < sum(ratio < 1 for ratio in ratios) / len(ratios) < 0.6  # uniform in the logarithm: one half
+
+
+def test_a_window_depends_on_the_generator_alone_and_draws_the_same_number_for_every_image() -> None:
+    config = dataclasses.replace(WHOLE, brightness=0.3, hue=0.1)
+    first, second = generator(5), generator(5)
+    one = random_resized_crop(coordinates(90, 70), config, first)
+    assert one.shape == (3, 32, 32) and one.dtype == torch.uint8 and one.is_contiguous()
+    assert torch.equal(one, random_resized_crop(coordinates(90, 70), config, second))
+    random_resized_crop(coordinates(10, 100), config, second)
+    random_resized_crop(coordinates(90, 70), config, first)
+    assert torch.equal(torch.rand(1, generator=first), torch.rand(1, generator=second))
+    assert not torch.equal(one, random_resized_crop(coordinates(90, 70), config, generator(6)))
+
+
+def test_half_of_the_windows_are_mirrored_and_the_whole_image_may_be_the_window() -> None:
+    image_3HW = coordinates(32, 32)
+    config = dataclasses.replace(WHOLE, area_min=1.0, ratio_min=1.0, ratio_max=1.0)
+    crops = [random_resized_crop(image_3HW, config, generator(seed)) for seed in range(60)]
+    mirrored = [torch.equal(crop, image_3HW.flip(-1)) for crop in crops]
+    assert all(torch.equal(crop, image_3HW) for crop, flipped in zip(crops, mirrored, strict=True) if not flipped)
+    assert 18 <= sum(mirrored) <= 42
+
+
+def test_an_image_too_narrow_for_any_window_is_cut_in_its_centre() -> None:
+    config = dataclasses.replace(WHOLE, area_min=1.0, flip=False)
+    crop_3HW = random_resized_crop(coordinates(16, 120), config, generator(0))
+    height, width = window_of(crop_3HW)
+    assert height == pytest.approx(16, abs=1) and width == pytest.approx(16 * 4 / 3, abs=1)
+    assert float(crop_3HW[1].float().mean()) / 2 == pytest.approx(60 - 0.5, abs=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 75), (75, 50), (36, 36), (20, 31)])
+def test_validation_shows_torchvision_s_resized_centre(height: int, width: int) -> None:
+    image_3HW = torch.randint(0, 256, (3, height, width), generator=generator(1)).to(torch.uint8)
+    expected = v2.Compose([v2.Resize(36, antialias=True), v2.CenterCrop(32)])(image_3HW)
+    assert torch.equal(centre_crop(image_3HW, WHOLE), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"crop_height": 0}, "the crop is 0 x 32 pixels"),
+        ({"crop_width": 40}, "validation_short_side_px is 36, less than the crop's 32 x 40 pixels; give at least 40"),
+        ({"area_min": 0.5, "area_max": 0.4}, "areas run from 0.5 to 0.4; give 0 < area_min <= area_max <= 1"),
+        ({"area_max": 1.5}, "areas run from 0.08 to 1.5"),
+        ({"ratio_min": 0.0}, "ratios run from 0.0 to"),
+        ({"contrast": 2.0}, "contrast is 2.0; give 0 .off. to 1"),
+        ({"hue": 0.6}, "hue is 0.6; give 0 .off. to 0.5"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassificationAugmentConfig(**(dataclasses.asdict(WHOLE) | change))

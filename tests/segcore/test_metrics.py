@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
-from segcore.metrics import confusion_matrix, scores
+from segcore.metrics import classification_counts, classification_scores, confusion_matrix, scores
 
 
 def counted_by_hand(labels: NDArray[np.integer], predictions: NDArray[np.integer], num_classes: int) -> list[list[int]]:
@@ -133,3 +134,49 @@ def test_sizes_that_differ_are_refused() -> None:
 def test_values_outside_the_class_table_are_refused(labels: list[int], predictions: list[int], name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} is outside 0\.\.2 .*class table"):
         confusion_matrix(np.array(labels), np.array(predictions), num_classes=3)
+
+
+def hits_by_sorting(logits_NC: NDArray[np.floating], labels_N: NDArray[np.integer], k: int) -> int:
+    """Top-k hits from the definition: the truth stands among the first k of a stable sort by falling score."""
+    order_NC = np.argsort(-logits_NC, axis=1, kind="stable")
+    return sum(int(label in order[:k]) for order, label in zip(order_NC, labels_N, strict=True))
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 6, 40])
+def test_top_1_and_top_5_are_those_of_sorting_all_scores(num_classes: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    logits_NC = rng.integers(-8, 8, (300, num_classes)).astype(np.float32) / 4  # with many equal scores
+    labels_N = rng.integers(0, num_classes, 300)
+    found = classification_scores(classification_counts(logits_NC, labels_N))
+    assert found.top1 == hits_by_sorting(logits_NC, labels_N, 1) / 300 == (logits_NC.argmax(1) == labels_N).mean()
+    assert found.top5 == hits_by_sorting(logits_NC, labels_N, 5) / 300
+    double = torch.from_numpy(logits_NC.astype(np.float64))
+    expected = torch.nn.functional.cross_entropy(double, torch.from_numpy(labels_N))
+    assert found.cross_entropy == pytest.approx(float(expected), abs=1e-6)
+    for index in range(num_classes):
+        own = labels_N == index
+        assert found.accuracy_C[index] == (logits_NC.argmax(1)[own] == index).mean()
+
+
+def test_counts_of_shares_add_up_to_the_counts_of_the_whole_in_any_order() -> None:
+    rng = np.random.default_rng(1)
+    logits_NC, labels_N = rng.normal(size=(101, 7)) * 20, rng.integers(0, 6, 101)
+    whole_C4 = classification_counts(logits_NC, labels_N)
+    shares = [classification_counts(logits_NC[n::3], labels_N[n::3]) for n in (2, 0, 1)]
+    assert np.array_equal(sum(shares), whole_C4) and whole_C4.dtype == np.int64
+    assert np.isnan(classification_scores(whole_C4).accuracy_C[6])
+
+
+def test_scores_that_are_not_finite_are_no_hits() -> None:
+    logits_NC = np.array([[np.nan, 0.0], [np.inf, 0.0], [1.0, 0.0]])
+    found = classification_scores(classification_counts(logits_NC, np.array([0, 0, 0])))
+    assert found.top1 == pytest.approx(1 / 3) and found.cross_entropy > 1e5
+    nothing = classification_scores(np.zeros((2, 4), dtype=np.int64))
+    assert np.isnan(nothing.top1) and np.isnan(nothing.cross_entropy)
+
+
+def test_labels_that_do_not_belong_to_the_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="label 3 is outside 0..2; check that model and data share classes"):
+        classification_counts(np.zeros((2, 3)), np.array([0, 3]))
+    with pytest.raises(ValueError, match=r"logits have shape \(2, 3\) and labels \(3,\)"):
+        classification_counts(np.zeros((2, 3)), np.array([0, 1, 2]))

@@ -1,0 +1,99 @@
+"""Every network that can be trained: those of `segcore.models`, and the classifier that their backbones come from."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+
+from torch import Tensor, nn
+
+from segcore import Task
+from segcore.classifier import Classifier, ClassifierConfig
+from segcore.label_code import LabelCode
+from segcore.models import (
+    LabelPCASize,
+    ModelConfig,
+    build_model,
+    config_from_dict,
+    config_to_dict,
+    needed_label_pca,
+    restore_model,
+)
+
+NetworkConfig = ModelConfig | ClassifierConfig
+
+CLASSIFIER = "classifier"
+"""What stands for the name of a network where a `ClassifierConfig` is stored."""
+
+
+def task_of(config: NetworkConfig) -> Task:
+    """What the network says of an image."""
+    return "classification" if isinstance(config, ClassifierConfig) else "segmentation"
+
+
+def segmentation_config(config: NetworkConfig) -> ModelConfig:
+    """The same config, for functions that know segmentation networks alone.
+
+    Raises:
+        ValueError: it is a classifier's.
+    """
+    if isinstance(config, ClassifierConfig):
+        raise ValueError("this is an image classifier, and a segmentation network is needed; choose another model")
+    return config
+
+
+def label_pca_size(config: NetworkConfig) -> LabelPCASize | None:
+    """The label PCA that `build_network` asks for, or None."""
+    return None if isinstance(config, ClassifierConfig) else needed_label_pca(config)
+
+
+def build_network(config: NetworkConfig, num_classes: int, *, label_pca: LabelCode | None = None) -> nn.Module:
+    """Build a network with random weights; see `segcore.models.build_model`.
+
+    Raises:
+        ValueError: the label PCA is missing, unwanted, or does not fit; the number of classes is out of range.
+    """
+    if not isinstance(config, ClassifierConfig):
+        return build_model(config, num_classes, label_pca=label_pca)
+    if label_pca is not None:
+        raise ValueError("an image classifier has no use for a label PCA; leave it out")
+    return Classifier(config, num_classes)
+
+
+def restore_network(config: NetworkConfig, num_classes: int, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Rebuild a network from its own state dict, in evaluation mode.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, or has another shape.
+    """
+    if not isinstance(config, ClassifierConfig):
+        return restore_model(config, num_classes, state_dict)
+    network = Classifier(config, num_classes)
+    try:
+        network.load_state_dict(dict(state_dict))
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights do not fit a classifier of {num_classes} classes on {config.backbone!r}; "
+            f"use the config that they were saved with. {error}"
+        ) from error
+    return network.eval()
+
+
+def network_to_dict(config: NetworkConfig) -> dict[str, object]:
+    """JSON-ready dict: `network` (key of `MODELS`, or "classifier") and every field."""
+    if isinstance(config, ClassifierConfig):
+        return {"network": CLASSIFIER, **asdict(config)}
+    return config_to_dict(config)
+
+
+def network_from_dict(values: Mapping[str, object]) -> NetworkConfig:
+    """Inverse of `network_to_dict`; fields that are left out have their defaults.
+
+    Raises:
+        ValueError: unknown network or field, or a value that the config refuses.
+    """
+    if values.get("network") != CLASSIFIER:
+        return config_from_dict(values)
+    given = {name: value for name, value in values.items() if name != "network"}
+    known = [field.name for field in fields(ClassifierConfig)]
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"unknown field(s) {', '.join(unknown)} of a classifier; known: {', '.join(known)}")
+    return ClassifierConfig(**given)  # type: ignore[arg-type]  # JSON values, which the config checks

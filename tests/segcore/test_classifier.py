@@ -1,0 +1,117 @@
+"""Backbones as classifiers: published sizes, timm's scores from timm's weights, weights that go on to segmentation."""
+
+from typing import cast
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from segcore.backbones import backbone_state, build_backbone, load_backbone_weights
+from segcore.classifier import Classifier, ClassifierConfig
+from segcore.cost import count_multiply_adds, count_parameters
+from segcore.label_code import LabelCode
+from segcore.models import DeepLabV3PlusConfig
+from segcore.networks import (
+    build_network,
+    label_pca_size,
+    network_from_dict,
+    network_to_dict,
+    restore_network,
+    task_of,
+)
+
+TINY = ClassifierConfig(backbone="mobilenet_v3_small")
+
+
+def test_resnet50_has_the_published_size() -> None:
+    with torch.device("meta"):
+        network = Classifier(ClassifierConfig(backbone="resnet50"), 1000)
+    assert count_parameters(network).total == 25_557_032
+    assert count_multiply_adds(network, 224, 224) == 4_089_184_256
+
+
+def test_with_timm_s_weights_the_scores_are_timm_s() -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnet18", num_classes=7).eval()
+    state = theirs.state_dict()
+    ours = Classifier(ClassifierConfig(backbone="resnet18"), 7).eval()
+    load_backbone_weights(ours.backbone, state)
+    ours.fc.load_state_dict({name: state[f"fc.{name}"] for name in ("weight", "bias")})
+    images = torch.randn(2, 3, 96, 65)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_the_loss_is_the_cross_entropy_against_the_smoothed_target(smoothing: float) -> None:
+    network = Classifier(ClassifierConfig(backbone="mobilenet_v3_small", label_smoothing=smoothing), 6)
+    logits_NC = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    labels_N = torch.tensor([0, 5, 2, 2, 1])
+    target_NC = (1 - smoothing) * F.one_hot(labels_N, 6) + smoothing / 6  # Szegedy et al. 2016, section 7
+    expected = -(target_NC * logits_NC.log_softmax(dim=1)).sum(dim=1).mean()
+    found = network.loss(logits_NC, labels_N.int())
+    torch.testing.assert_close(found.total, expected)
+    torch.testing.assert_close(found.total, F.cross_entropy(logits_NC, labels_N, label_smoothing=smoothing))
+    assert list(found.terms) == ["cross_entropy"]
+    found.total.backward()
+    assert logits_NC.grad is not None
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_lite0"])
+def test_a_classifier_s_weights_fill_a_backbone_and_its_last_layer_is_left_over(name: str) -> None:
+    network = Classifier(ClassifierConfig(backbone=name), 5)
+    state = backbone_state(network.state_dict())
+    assert {"fc.weight", "fc.bias"} < state.keys()
+    backbone = build_backbone(name, output_stride=16)
+    load_backbone_weights(backbone, state)
+    for tensor_name, tensor in backbone.body.state_dict().items():
+        assert torch.equal(tensor, state[tensor_name])
+    assert len(state) == len(backbone.body.state_dict()) + 2
+
+
+def test_a_segmentation_network_s_state_gives_its_backbone_alone() -> None:
+    network = build_network(DeepLabV3PlusConfig(backbone="resnet18", aspp_channels=8, decoder_channels=8), 3)
+    state = backbone_state(network.state_dict())
+    assert state.keys() == network.get_submodule("backbone.body").state_dict().keys()
+
+
+def test_a_backbone_without_a_body_keeps_its_own_names() -> None:
+    assert backbone_state({"backbone.enc2.0.weight": torch.ones(1), "head.weight": torch.ones(1)}).keys() == {
+        "enc2.0.weight"
+    }
+
+
+def test_momentum_and_dropout_are_set_and_the_last_layer_starts_small() -> None:
+    network = Classifier(ClassifierConfig(backbone="resnet18", dropout=0.3, batch_norm_momentum=0.5), 50)
+    momenta = {each.momentum for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)}
+    assert momenta == {0.5} and network.dropout.p == 0.3
+    assert 0.008 < float(network.fc.weight.detach().std()) < 0.012 and not network.fc.bias.any()
+
+
+def test_a_classifier_is_stored_and_restored_like_any_network() -> None:
+    config = ClassifierConfig(backbone="mobilenet_v3_small", dropout=0.2)
+    assert network_from_dict(network_to_dict(config)) == config
+    assert network_to_dict(config)["network"] == "classifier"
+    deeplab = DeepLabV3PlusConfig(backbone="resnet18")
+    assert network_from_dict(network_to_dict(deeplab)) == deeplab
+    assert (task_of(config), task_of(deeplab), label_pca_size(config)) == ("classification", "segmentation", None)
+    network = build_network(config, 3)
+    again = restore_network(config, 3, network.state_dict())
+    assert not again.training
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="weights do not fit a classifier of 4 classes on 'mobilenet_v3_small'"):
+        restore_network(TINY, 4, Classifier(TINY, 3).state_dict())
+    with pytest.raises(ValueError, match="unknown field.s. depth of a classifier; known: backbone, dropout"):
+        network_from_dict({"network": "classifier", "depth": 3})
+    with pytest.raises(ValueError, match="unknown backbone 'resnet51'; known: "):
+        ClassifierConfig(backbone="resnet51")
+    with pytest.raises(ValueError, match=r"label_smoothing 1.0 .*expected \[0, 1\), \[0, 1\) and \(0, 1\]"):
+        ClassifierConfig(label_smoothing=1.0)
+    with pytest.raises(ValueError, match="num_classes is 0; expected at least 1"):
+        Classifier(TINY, 0)
+    with pytest.raises(ValueError, match="an image classifier has no use for a label PCA"):
+        build_network(TINY, 2, label_pca=cast(LabelCode, object()))
