@@ -219,7 +219,7 @@ was published, the tests pin what the layers of the paper add up to. Scores are 
 {table((*header, *(("latency, s",) if with_latency else ())), rows)}
 
 Notes on differences:
-- PSPNet-101's 412.2 G is what the DFANet paper prints for it; its input and counting are not given.
+- PSPNet-101's 412.2 G at 713 is what the DFANet paper prints for it; how that was counted is not known.
 - PSPNet's multiply-adds are those of `segcore.layers.PyramidPooling`, which never enlarges the means: the layers as the
   paper draws them come to 161.9 G (ResNet-50, 473) and 517.2 G (ResNet-101, 713), and give the same scores.
 - DeepLab V3+ on ResNet-101: how the paper counted is not known; on Xception-65 its figures agree with ours.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.backbones import BACKBONES, Backbone, build_backbone
+from segcore.backbones import BACKBONES, Backbone, LightXception, build_backbone
 from segcore.layers import set_batch_norm_momentum
 from segcore.models.contract import LossTerms
 
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
         return LossTerms(total=total, terms={"cross_entropy": total.detach()})
 
 
-def _backbone(name: str) -> Backbone:
-    """As published, down to its own last stride. A backbone of another kind than `Backbone` is built here too: it needs
-    `channels` by stride, and features by stride out of its forward pass."""
-    return build_backbone(name, output_stride=BACKBONES[name].last_stride)
+def _backbone(name: str) -> Backbone | LightXception:
+    """As published, down to its own last stride; gives features by stride."""
+    last_stride = BACKBONES[name].last_stride
+    return LightXception(name) if last_stride == 16 else build_backbone(name, output_stride=last_stride)

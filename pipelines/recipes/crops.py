@@ -26,6 +26,15 @@ def efficientnet_lite0() -> Recipe:
     return _on_cpu("efficientnet_lite0")
 
 
+def dfanet_xception_b() -> Recipe:
+    """Xception B on crops of label maps, for the recipes of DFANet B without ImageNet.
+
+    The segmentation recipe needs `--model.classifier-classes` of as many classes as the crops have. No paper:
+    pre-training in small.
+    """
+    return _on_cpu("dfanet_xception_b")
+
+
 def _on_cpu(backbone: str) -> Recipe:
     """What two cores can do in minutes. A crop is small already, so that windows keep a third of it at least."""
     return Recipe(

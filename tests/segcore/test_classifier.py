@@ -7,11 +7,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from segcore.backbones import backbone_state, build_backbone, load_backbone_weights
+from segcore.backbones import Backbone, backbone_state, build_backbone, load_backbone_weights
 from segcore.classifier import Classifier, ClassifierConfig
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.label_code import LabelCode
-from segcore.models import DeepLabV3PlusConfig
+from segcore.models import DeepLabV3PlusConfig, DFANetConfig, load_pretrained
 from segcore.networks import (
     build_network,
     label_pca_size,
@@ -36,11 +36,28 @@ def test_with_timm_s_weights_the_scores_are_timm_s() -> None:
     theirs = timm.create_model("resnet18", num_classes=7).eval()
     state = theirs.state_dict()
     ours = Classifier(ClassifierConfig(backbone="resnet18"), 7).eval()
+    assert isinstance(ours.backbone, Backbone)
     load_backbone_weights(ours.backbone, state)
     ours.fc.load_state_dict({name: state[f"fc.{name}"] for name in ("weight", "bias")})
     images = torch.randn(2, 3, 96, 65)
     with torch.inference_mode():
         torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("dfanet_xception_a", 354_008), ("dfanet_xception_b", 206_232)])
+def test_a_trained_light_xception_fills_dfanet_with_its_last_layer(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        assert count_parameters(Classifier(ClassifierConfig(backbone=name), 1000)).total == parameters
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierConfig(backbone=name), 11)
+    network = build_network(DFANetConfig(backbone=name, classifier_classes=11), 4)
+    load_pretrained(network, backbone_state(classifier.state_dict()))
+    found = network.state_dict()
+    for encoder in range(3):
+        attention = found[f"backbone.encoders.{encoder}.attention.fc.weight"]
+        assert torch.equal(attention, classifier.fc.weight)
+        block = f"backbone.encoders.{encoder}.stages.enc3.1.convs.0.pointwise.weight"
+        assert torch.equal(found[block], classifier.state_dict()["backbone.stages.enc3.1.convs.0.pointwise.weight"])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
