@@ -52,6 +52,39 @@ SEMSEG_PSPNET = {
 """Modules of hszhao/semseg's `PSPNet`, and ours."""
 
 
+TORCHVISION_DEEPLAB_V3 = {
+    "backbone": "backbone.body",
+    "classifier.0.convs.0.0": "aspp.branches.0.conv",
+    "classifier.0.convs.0.1": "aspp.branches.0.norm",
+    **{f"classifier.0.convs.{index}.0": f"aspp.branches.{index}.conv" for index in (1, 2, 3)},
+    **{f"classifier.0.convs.{index}.1": f"aspp.branches.{index}.norm" for index in (1, 2, 3)},
+    "classifier.0.convs.4.1": "aspp.branches.4.project.conv",
+    "classifier.0.convs.4.2": "aspp.branches.4.project.norm",
+    "classifier.0.project.0": "aspp.project.conv",
+    "classifier.0.project.1": "aspp.project.norm",
+    "classifier.1": "final.conv",
+    "classifier.2": "final.norm",
+    "classifier.4": "head.classifier",
+}
+"""Modules of torchvision's `deeplabv3_resnet50` and `deeplabv3_resnet101`, and ours."""
+
+
+def deeplab_v3_from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of torchvision's DeepLabV3, for `DeepLabV3Config` with `final_convolution` at output stride 8.
+
+    Its auxiliary classifier, which ours has not, is left out. Scores are the same at sizes that 8 divides; elsewhere
+    torchvision squeezes the last row and column, see `segcore.layers.upsample`.
+
+    Args:
+        state_dict: the network's plain tensors.
+
+    Raises:
+        ValueError: a name that such a network does not have.
+    """
+    kept = {name: tensor for name, tensor in state_dict.items() if not name.startswith("aux_classifier.")}
+    return _renamed(kept, TORCHVISION_DEEPLAB_V3, network="torchvision's DeepLabV3")
+
+
 def encnet_from_pytorch_encoding(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of an `EncNet` of zhanghang1989/PyTorch-Encoding, for `EncNetConfig`.
 

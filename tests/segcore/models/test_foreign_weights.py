@@ -3,10 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from segcore.models import EncNetConfig, PSPNetConfig, SegmentationOutput, restore_model
-from segcore.models.foreign_weights import encnet_from_pytorch_encoding, pspnet_from_semseg
+from segcore.models import DeepLabV3Config, EncNetConfig, PSPNetConfig, SegmentationOutput, restore_model
+from segcore.models.foreign_weights import (
+    deeplab_v3_from_torchvision,
+    encnet_from_pytorch_encoding,
+    pspnet_from_semseg,
+)
 from tests.segcore.batch_norm import randomise_statistics
 
 NUM_CLASSES = 5
@@ -216,6 +221,21 @@ def test_pspnet_of_semseg_scores_the_same_under_our_names() -> None:
     assert (other_scores - scores).abs().amax() > 0.01 * scores.abs().amax()
     without = {name: tensor for name, tensor in state.items() if not name.startswith("auxiliary.")}
     restore_model(PSPNetConfig(released_layout=True, auxiliary_weight=0.0), NUM_CLASSES, without)
+
+
+def test_deeplab_v3_of_torchvision_scores_the_same_under_our_names() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, aux_loss=True
+    ).eval()
+    randomise_statistics(theirs)
+    config = DeepLabV3Config(backbone="resnet50", output_stride=8, final_convolution=True)
+    ours = restore_model(config, NUM_CLASSES, deeplab_v3_from_torchvision(theirs.state_dict()))
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = theirs(images)["out"]
+        found = ours(images).logits_NCHW
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_names_of_another_network_are_refused() -> None:
