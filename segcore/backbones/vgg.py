@@ -76,7 +76,7 @@ class VGG16(nn.Module):
             for _ in range(repeats):
                 layers.append(nn.Conv2d(channels, width, 3, padding=0 if valid else dilation, dilation=dilation))
                 layers += [nn.BatchNorm2d(width)] if batch_norm else []
-                layers.append(nn.ReLU())
+                layers.append(nn.ReLU(inplace=True))
                 channels = width
             self.taps.append(len(layers) - 1)
             strided = stride < output_stride
@@ -124,8 +124,8 @@ class FullyConnected(nn.Module):
 
     def forward(self, x_NKhw: Tensor) -> Tensor:
         """Map of `channels`."""
-        x: Tensor = self.dropout(F.relu(self.fc6(x_NKhw)))
-        x = self.dropout(F.relu(self.fc7(x)))
+        x: Tensor = self.dropout(F.relu(self.fc6(x_NKhw), inplace=True))
+        x = self.dropout(F.relu(self.fc7(x), inplace=True))
         return x
 
     def fitting(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
-from segcore.layers.resize import downsample, pad_to_multiple, resize, upsample
+from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, upsample
 
 __all__ = [
     "ASPP",
@@ -22,6 +22,7 @@ __all__ = [
     "SeparableConv",
     "atrous_rates",
     "downsample",
+    "enlarge_scores",
     "fold_batch_norm",
     "initialise_convolutions",
     "pad_to_multiple",

@@ -30,7 +30,7 @@ class ConvBnAct(nn.Module):
             in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False
         )
         self.norm = nn.BatchNorm2d(out_channels)
-        self.activation = nn.ReLU() if activation else nn.Identity()
+        self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, x_NKhw: Tensor) -> Tensor:
         """Map of the same size."""

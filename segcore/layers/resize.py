@@ -28,6 +28,14 @@ def upsample(x_NKhw: Tensor, factor: int, *, height: int, width: int) -> Tensor:
     return resize(x_NKhw, height=factor * rows, width=factor * columns)[..., :height, :width]
 
 
+def enlarge_scores(scores_NChw: Tensor, factor: int, *, height: int, width: int) -> Tensor:
+    """`upsample` of class scores, in contiguous layout whatever theirs is.
+
+    A softmax over the classes of channels-last scores copies them on a CPU: cross-entropy takes 2 to 6 times longer.
+    """
+    return upsample(scores_NChw.contiguous(), factor, height=height, width=width)
+
+
 def downsample(x_NKhw: Tensor, factor: int, *, height: int, width: int) -> Tensor:
     """Bilinear reduction by exactly `factor`; the map is continued at the bottom and right by its last row and column.
 

@@ -33,10 +33,10 @@ from segcore.layers import (
     Encoding,
     FCNHead,
     downsample,
+    enlarge_scores,
     initialise_convolutions,
     pad_to_multiple,
     set_batch_norm_momentum,
-    upsample,
 )
 from segcore.losses import cross_entropy, presence_loss
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
@@ -185,7 +185,7 @@ class EncNet(nn.Module):
         auxiliary: tuple[Tensor, ...] = ()
         if self.auxiliary is not None and self.training:
             stride = self.backbone.feature_strides[16]
-            auxiliary = (upsample(self.auxiliary(features[16]), stride, height=height, width=width),)
+            auxiliary = (enlarge_scores(self.auxiliary(features[16]), stride, height=height, width=width),)
         presence_NC = None if self.presence is None else self.presence(encoding_NK)
         return replace(output, auxiliary_NCHW=auxiliary, presence_NC=presence_NC)
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from segcore.layers import DUpsample, LabelEncoder, initialise_convolutions, upsample
+from segcore.layers import DUpsample, LabelEncoder, enlarge_scores, initialise_convolutions
 from segcore.losses import cross_entropy
 from segcore.models.block_codes import TEMPERATURE_FLOOR, BlockCode, DUpsampleConfig
 from segcore.models.contract import LossTerms, SegmentationOutput
@@ -66,7 +66,7 @@ class BilinearHead(nn.Module):
     def forward(self, x_NKhw: Any, *, height: int, width: int) -> SegmentationOutput:
         """Scores at the image's size; `x_NKhw` is what the predictor takes, for most a map."""
         return SegmentationOutput(
-            logits_NCHW=upsample(self.classifier(x_NKhw), self.enlargement, height=height, width=width)
+            logits_NCHW=enlarge_scores(self.classifier(x_NKhw), self.enlargement, height=height, width=width)
         )
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:

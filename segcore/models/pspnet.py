@@ -26,10 +26,10 @@ from segcore.backbones.catalogue import backbone_spec
 from segcore.layers import (
     FCNHead,
     PyramidPooling,
+    enlarge_scores,
     initialise_convolutions,
     pad_to_multiple,
     set_batch_norm_momentum,
-    upsample,
 )
 from segcore.losses import cross_entropy
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
@@ -126,7 +126,7 @@ class PSPNet(nn.Module):
         if self.auxiliary is None or not self.training:
             return output
         stride = self.backbone.feature_strides[16]
-        auxiliary = upsample(self.auxiliary(features[16]), stride, height=height, width=width)
+        auxiliary = enlarge_scores(self.auxiliary(features[16]), stride, height=height, width=width)
         return replace(output, auxiliary_NCHW=(auxiliary,))
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
