@@ -4,8 +4,9 @@ r"""Time of a forward pass and of a training step of four networks beside plain 
 
 Ours run as the jobs run them: forward passes after `segcore.inference.prepare` (batch normalisation folded,
 channels_last), training steps in channels_last, which every CPU recipe has. The peers are `plain_networks.py`: as
-written, and in eager mode in channels_last too, for information. Equal input, random weights; all sides of a case interleaved,
-medians of ratios. Targets: 1.0 for all; DFANet A at 512 x 1024 at least 8 times the images per second of DeepLabV3+.
+written, and in eager mode in channels_last too, for information. Equal input, random weights; all sides of a case
+interleaved, medians of ratios. Targets: 1.0 for all; DFANet A at 512 x 1024 at least 8 times the images per second of
+DeepLabV3+.
 Writes its section into docs/benchmarks.md and ends with 1 where a target is missed. About half an hour.
 """
 

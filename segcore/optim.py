@@ -104,7 +104,8 @@ def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
     groups = parameter_groups(model, config)
     if config.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999))
+    # fused: a third of the time on a CPU, where SGD's is slower than the plain one
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=True)
 
 
 def poly_factor(step: int, *, total_steps: int, warmup_steps: int, power: float) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from pipelines.recipes import camvid, crops, imagenet, scenes, voc
+from pipelines.recipes import ade20k, camvid, cityscapes, crops, imagenet, pascal_context, scenes, voc
 from pipelines.recipes.recipe import Recipe, recipe_to_dict
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -21,6 +21,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.dupsampling_efficientnet_lite0": camvid.dupsampling_efficientnet_lite0,
     "camvid.deeplab_v3plus_efficientnet_lite0": camvid.deeplab_v3plus_efficientnet_lite0,
     "camvid.bilinear_efficientnet_lite0": camvid.bilinear_efficientnet_lite0,
+    "camvid.dilated_context_vgg16": camvid.dilated_context_vgg16,
+    "camvid.dfanet_a": camvid.dfanet_a,
+    "camvid.dfanet_b": camvid.dfanet_b,
+    "camvid.small_deeplab_v1": camvid.small_deeplab_v1,
+    "camvid.small_deeplab_v2": camvid.small_deeplab_v2,
+    "camvid.small_deeplab_v3": camvid.small_deeplab_v3,
+    "camvid.small_dilated_context": camvid.small_dilated_context,
+    "camvid.small_pspnet": camvid.small_pspnet,
+    "camvid.small_encnet": camvid.small_encnet,
+    "camvid.small_dfanet_a": camvid.small_dfanet_a,
+    "camvid.small_dfanet_b": camvid.small_dfanet_b,
     "camvid.table1_bilinear_os32": camvid.table1_bilinear_os32,
     "camvid.table1_dupsampling_os32": camvid.table1_dupsampling_os32,
     "camvid.table1_bilinear_os16": camvid.table1_bilinear_os16,
@@ -38,6 +49,17 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.table3_xception65_proposed_4": camvid.table3_xception65_proposed_4,
     "camvid.table3_xception65_vanilla_16": camvid.table3_xception65_vanilla_16,
     "camvid.table3_xception65_proposed_16": camvid.table3_xception65_proposed_16,
+    "voc.deeplab_v1_vgg16": voc.deeplab_v1_vgg16,
+    "voc.deeplab_v2_vgg16": voc.deeplab_v2_vgg16,
+    "voc.deeplab_v2_resnet101": voc.deeplab_v2_resnet101,
+    "voc.deeplab_v3_resnet101": voc.deeplab_v3_resnet101,
+    "voc.deeplab_v3plus_resnet101": voc.deeplab_v3plus_resnet101,
+    "voc.deeplab_v3plus_xception65": voc.deeplab_v3plus_xception65,
+    "voc.dilated_frontend_vgg16": voc.dilated_frontend_vgg16,
+    "voc.dilated_context_vgg16": voc.dilated_context_vgg16,
+    "voc.pspnet_resnet50": voc.pspnet_resnet50,
+    "voc.pspnet_resnet101": voc.pspnet_resnet101,
+    "voc.encnet_resnet101": voc.encnet_resnet101,
     "voc.table1_bilinear_os32": voc.table1_bilinear_os32,
     "voc.table1_dupsampling_os32": voc.table1_dupsampling_os32,
     "voc.table1_bilinear_os16": voc.table1_bilinear_os16,
@@ -55,6 +77,27 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "voc.table3_xception65_proposed_4": voc.table3_xception65_proposed_4,
     "voc.table3_xception65_vanilla_16": voc.table3_xception65_vanilla_16,
     "voc.table3_xception65_proposed_16": voc.table3_xception65_proposed_16,
+    "cityscapes.deeplab_v2_resnet101": cityscapes.deeplab_v2_resnet101,
+    "cityscapes.deeplab_v3_resnet101": cityscapes.deeplab_v3_resnet101,
+    "cityscapes.deeplab_v3plus_xception65": cityscapes.deeplab_v3plus_xception65,
+    "cityscapes.deeplab_v3plus_xception71": cityscapes.deeplab_v3plus_xception71,
+    "cityscapes.dilated_context_vgg16": cityscapes.dilated_context_vgg16,
+    "cityscapes.pspnet_resnet50": cityscapes.pspnet_resnet50,
+    "cityscapes.pspnet_resnet101": cityscapes.pspnet_resnet101,
+    "cityscapes.encnet_resnet101": cityscapes.encnet_resnet101,
+    "cityscapes.dfanet_a": cityscapes.dfanet_a,
+    "cityscapes.dfanet_a_half": cityscapes.dfanet_a_half,
+    "cityscapes.dfanet_b": cityscapes.dfanet_b,
+    "ade20k.deeplab_v3plus_xception65": ade20k.deeplab_v3plus_xception65,
+    "ade20k.pspnet_resnet50": ade20k.pspnet_resnet50,
+    "ade20k.pspnet_resnet101": ade20k.pspnet_resnet101,
+    "ade20k.encnet_resnet50": ade20k.encnet_resnet50,
+    "ade20k.encnet_resnet101": ade20k.encnet_resnet101,
+    "pascal_context.deeplab_v2_resnet101": pascal_context.deeplab_v2_resnet101,
+    "pascal_context.encnet_resnet50": pascal_context.encnet_resnet50,
+    "pascal_context.encnet_resnet101": pascal_context.encnet_resnet101,
+    "pascal_context.dupsampling_xception65": pascal_context.dupsampling_xception65,
+    "pascal_context.dupsampling_xception71": pascal_context.dupsampling_xception71,
 }
 
 __all__ = ["RECIPES", "Recipe", "find_recipe", "recipe_list", "recipe_to_dict"]

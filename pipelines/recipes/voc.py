@@ -1,20 +1,160 @@
 """Recipes on PASCAL VOC 2012 (trainaug: 10,582 training images; 1,449 validation images, 21 classes).
 
-The rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120), as published: `pipelines.recipes.dupsampling_tables` says
-what their names mean. Give --weights timm, and to the rows with data-dependent upsampling a label PCA of the training
-labels whose block side is the output stride, with 64 components (ResNet-50) or 128 (Xception-65).
+First the networks as their papers train them: `pipelines.recipes.published` says what they share. Give --weights timm:
+VGG-16, ResNet and Xception start from ImageNet. Scores "with COCO" were pre-trained on it and are out of these recipes'
+reach. DeepLab V3's tables with ResNet-50 (from memory) are of its cascaded form, which is not here.
 
-Each is 45 epochs of 661 steps: 29,745 steps of 16 crops of 513 x 513, 476,000 crops. A crop's forward pass is 30 to 64
-G multiply-adds, backbone included: work for GPUs. They have not been run: what they will cost and reach is not known.
+Then the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120), as published: `pipelines.recipes.dupsampling_tables`
+says what their names mean. Give --weights timm, and to the rows with data-dependent upsampling a label PCA of the
+training labels whose block side is the output stride, with 64 components (ResNet-50) or 128 (Xception-65).
+
+Each row is 45 epochs of 661 steps: 29,745 steps of 16 crops of 513 x 513, 476,000 crops. A crop's forward pass is 30 to
+64 G multiply-adds, backbone included: work for GPUs. No recipe here has been run: what they will cost and reach is not
+known.
 """
 
+from pipelines.recipes import published
 from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
-from segcore.models import DUpsamplingConfig, ModelConfig
+from segcore.models import (
+    DeepLabV1Config,
+    DeepLabV2Config,
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    DilatedContextConfig,
+    DUpsamplingConfig,
+    EncNetConfig,
+    ModelConfig,
+)
 from segcore.optim import OptimConfig
 
 RESNET, XCEPTION = "resnet50_deep", "xception65"
+
+
+def deeplab_v1_vgg16() -> Recipe:
+    """DeepLab V1, LargeFOV, on VGG-16: 62.25 % mIoU on val, without CRF (67.64 with it).
+
+    Chen et al., arXiv 1412.7062, table 1. From memory: both scores; 6,000 steps of 20 crops of 321 x 321, rate 0.001,
+    ten times that for the last layer, weight decay 5e-4, divided by 10 every 2,000 steps. Here 11 epochs of 529 steps
+    (5,819), and poly in place of the division. 50.9 G multiply-adds a crop.
+    """
+    return Recipe(
+        model=DeepLabV1Config(),
+        augment=AugmentConfig(crop_height=321, crop_width=321, scale_min=1.0, scale_max=1.0),
+        optim=OptimConfig(optimiser="sgd", learning_rate=0.001, decoder_multiplier=10.0, weight_decay=5e-4),
+        epochs=11,
+        batch_size=20,
+        precision="bfloat16",
+        channels_last=True,
+    )
+
+
+def deeplab_v2_vgg16() -> Recipe:
+    """DeepLab V2, ASPP-L, on VGG-16: 68.96 % mIoU on val, one size, without COCO and CRF (71.57 with CRF).
+
+    Chen et al., arXiv 1606.00915, table 3. From memory: both scores; rate 0.001, 20,000 steps of 10 crops of 321 x 321.
+    Here 19 epochs of 1,058 steps (20,102). 80.1 G multiply-adds a crop.
+    """
+    model = DeepLabV2Config(backbone="vgg16", input_scales=(1.0,))
+    return published.deeplab_v2(model, learning_rate=0.001, crop_px=321, epochs=19)
+
+
+def deeplab_v2_resnet101() -> Recipe:
+    """DeepLab V2 on ResNet-101 at three sizes: 76.35 % mIoU on val with COCO, without CRF (77.69 with it).
+
+    Chen et al., arXiv 1606.00915, table 4; 79.7 on the test set with CRF. All three from memory, and no score without
+    COCO is known to us. Rate 2.5e-4, 20,000 steps of 10 crops of 321 x 321: here 19 epochs of 1,058 steps (20,102).
+    136.3 G multiply-adds a crop, three sizes together.
+    """
+    return published.deeplab_v2(DeepLabV2Config(), learning_rate=2.5e-4, crop_px=321, epochs=19)
+
+
+def deeplab_v3_resnet101() -> Recipe:
+    """DeepLab V3 on ResNet-101, multi-grid 1 2 4: 79.77 % mIoU on val (stride 8, scales, mirrored), without COCO.
+
+    Chen et al., arXiv 1706.05587, table 6; 77.21 at stride 16 and 78.51 at stride 8, one scale: all three from memory.
+    85.7 on the test set with COCO. 30,000 steps of 16 crops of 513 x 513, rate 0.007: here 45 epochs of 661 steps
+    (29,745). 71.1 G multiply-adds a crop at stride 16, 246.2 at stride 8.
+    """
+    model = DeepLabV3Config(multi_grid=(1, 2, 4), batch_norm_momentum=published.DEEPLAB_BATCH_NORM_MOMENTUM)
+    return published.deeplab_v3(model, crop_px=513, epochs=45, weight_decay=1e-4)
+
+
+def deeplab_v3plus_resnet101() -> Recipe:
+    """DeepLab V3+ on ResNet-101 (deep stem, plain convolutions): 80.57 % mIoU on val (stride 8, scales, mirrored).
+
+    Chen et al., arXiv 1802.02611, table 3, without COCO; 78.85 at stride 16 and 79.35 at stride 8, one scale: all
+    three from memory. 30,000 steps of 16 crops of 513 x 513: here 45 epochs of 661 steps (29,745). 100.0 G
+    multiply-adds a crop (published: 101.28).
+    """
+    model = DeepLabV3PlusConfig(
+        backbone="resnet101_deep", separable=False, batch_norm_momentum=published.DEEPLAB_BATCH_NORM_MOMENTUM
+    )
+    return published.deeplab_v3(model, crop_px=513, epochs=45, weight_decay=1e-4)
+
+
+def deeplab_v3plus_xception65() -> Recipe:
+    """DeepLab V3+ on Xception-65: 79.79 % mIoU on val at stride 16, one scale, without COCO.
+
+    Chen et al., arXiv 1802.02611, table 5; that score is from memory. With COCO 82.20, and 83.58 at stride 8 with
+    scales and mirrored (TF model zoo); 87.8 on the test set. 30,000 steps of 16 crops of 513 x 513: here 45 epochs of
+    661 steps (29,745). 54.0 G multiply-adds a crop (published: 54.17).
+    """
+    model = DeepLabV3PlusConfig(backbone=XCEPTION, batch_norm_momentum=published.DEEPLAB_BATCH_NORM_MOMENTUM)
+    return published.deeplab_v3(model, crop_px=513, epochs=45, weight_decay=4e-5)
+
+
+def dilated_frontend_vgg16() -> Recipe:
+    """Dilated front end on VGG-16, no context module: 67.6 % mIoU on the test set, without COCO.
+
+    Yu and Koltun, arXiv 1511.07122, table 2 (score from a public benchmark page; "without COCO" is from memory).
+    Batches of 14 crops of 500 x 500 as released; 60,000 steps from memory: here 79 epochs of 755 steps (59,645).
+    730.0 G multiply-adds a crop.
+    """
+    return _dilated(DilatedContextConfig(context="none"))
+
+
+def dilated_context_vgg16() -> Recipe:
+    """Dilated front end with the basic context module of 8 layers: 73.5 % mIoU on the test set, with COCO.
+
+    Yu and Koltun, arXiv 1511.07122, table 4 (from memory; 75.3 with CRF-RNN). Settings as `dilated_frontend_vgg16`;
+    the paper then trains the context module and both together, ours learn at once. 730.1 G multiply-adds a crop.
+    """
+    return _dilated(DilatedContextConfig())
+
+
+def pspnet_resnet50() -> Recipe:
+    """PSPNet on ResNet-50: 77.05 % mIoU on val at one scale, 78.02 with scales (hszhao/semseg, not the paper).
+
+    Zhao et al., arXiv 1612.01105. No score of the paper's own is known to us. 30,000 steps of 16 crops of 473 x 473
+    (from memory): here 45 epochs of 661 steps (29,745); semseg has 50. 127.9 G multiply-adds a crop.
+    """
+    return published.pspnet("resnet50_deep", crop_px=473, epochs=45, short_side_px=384)
+
+
+def pspnet_resnet101() -> Recipe:
+    """PSPNet on ResNet-101: 82.6 % mIoU on the test set without COCO (from memory), 85.4 with it.
+
+    Zhao et al., arXiv 1612.01105, its VOC table; hszhao/semseg on val: 79.07 at one scale, 79.63 with scales. 30,000
+    steps of 16 crops of 473 x 473 (from memory): here 45 epochs of 661 steps (29,745). 196.0 G multiply-adds a crop.
+    """
+    return published.pspnet("resnet101_deep", crop_px=473, epochs=45, short_side_px=384)
+
+
+def encnet_resnet101() -> Recipe:
+    """EncNet on ResNet-101: 82.9 % mIoU on the test set without COCO (from memory), 85.9 with it.
+
+    Zhang et al., arXiv 1803.08904, its VOC table. 80 epochs of crops of 480 x 480 at 0.001, with the lateral
+    connections of the released code. The 50 epochs at 0.0001 on trainval that the test score has behind it are not
+    part of it. 225.4 G multiply-adds a crop.
+    """
+    model = EncNetConfig(backbone="resnet101_deep", lateral=True)
+    return published.encnet(model, learning_rate=0.001, crop_px=480, long_side_px=520, short_side_px=390, epochs=80)
+
+
+def _dilated(model: DilatedContextConfig) -> Recipe:
+    return published.dilated(model, crop_height=500, crop_width=500, epochs=79, batch_size=14, momentum=0.9)
 
 
 def table1_bilinear_os32() -> Recipe:
@@ -160,14 +300,5 @@ def _resnet(*features: int) -> DUpsamplingConfig:
 
 
 def _published(model: ModelConfig) -> Recipe:
-    """30 000 steps at DeepLab's settings: the paper says no more than its schedule, so its rate for all parameters."""
-    return Recipe(
-        model=model,
-        augment=AugmentConfig(crop_height=513, crop_width=513),
-        optim=OptimConfig(optimiser="sgd", learning_rate=0.007, decoder_multiplier=1.0, weight_decay=1e-4),
-        epochs=45,
-        batch_size=16,
-        precision="bfloat16",
-        channels_last=True,
-        validate_every=5,
-    )
+    """30 000 steps at DeepLab's settings."""
+    return published.dupsampling(model, epochs=45)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import timm
+from timm.layers.conv_bn_act import ConvNormAct
 from timm.models._features import FeatureInfo
 from timm.models.xception_aligned import XceptionAligned, XceptionModule
 from torch import Tensor, nn
@@ -123,11 +124,26 @@ def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> t
     """The timm module and the channels of its five features."""
     if architecture.startswith("xception"):
         body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, num_classes=0)
+        if architecture == "xception71" and output_stride == 8:
+            _keep_projections(body, timm.create_model(architecture, in_chans=in_channels, num_classes=0))
         taps: list[int] = [tap["num_chs"] for tap in cast(XceptionAligned, body).feature_info]
         return body, [*taps[:3], _modules(body)[-2].in_channels, taps[-1]]
     body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, features_only=True)
     channels: list[int] = cast(FeatureInfo, body.feature_info).channels()
     return body, channels
+
+
+def _keep_projections(body: nn.Module, whole: nn.Module) -> None:
+    """Give blocks of `body` the skip projections of `whole`, which has all its strides, without these strides.
+
+    timm leaves the projection out where neither width nor stride changes: Xception-71's block of 728 channels that lost
+    its stride then has no place for the pre-trained one, and weights of one output stride do not fit another.
+    """
+    for block, original in zip(_modules(body), _modules(whole), strict=True):
+        projection = dict(original.named_children()).get("shortcut")
+        if isinstance(projection, ConvNormAct) and "shortcut" not in dict(block.named_children()):
+            projection.conv.stride = (1, 1)
+            block.shortcut = projection
 
 
 def _xception_features(body: XceptionAligned, images_NKHW: Tensor) -> dict[int, Tensor]:

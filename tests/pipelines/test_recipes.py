@@ -1,22 +1,58 @@
 """Every recipe is complete and consistent, and the command line can change any field of it and nothing else."""
 
 import json
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from pipelines.recipes import RECIPES, Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.train import TrainConfig, parse_command_line
-from segcore.augment import ClassificationAugmentConfig
+from segcore.augment import AugmentConfig, ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
-from segcore.models import DUpsamplingConfig
-from segcore.networks import network_from_dict
+from segcore.cost import count_multiply_adds
+from segcore.models import MODELS, DUpsamplingConfig, ModelConfig, at_output_stride, meta_model
+from segcore.networks import network_from_dict, segmentation_config
 from tests.pipelines.learnable_dataset import tiny_recipe
 
 WHERE = ["--data", "d", "--output", "o", "--name", "n"]
 DUPSAMPLING = "scenes.dupsampling_mobilenetv3"
+TRAINING_IMAGES = {"voc": 10_582, "cityscapes": 2_975, "ade20k": 20_210, "pascal_context": 4_998, "camvid": 367}
+CLASSES = {"voc": 21, "cityscapes": 19, "ade20k": 150, "pascal_context": 60, "camvid": 11, "scenes": 8}
+PUBLISHED_STEPS = {
+    "voc.table1_dupsampling_os16": 30_000,
+    "voc.deeplab_v1_vgg16": 6_000,
+    "voc.deeplab_v2_vgg16": 20_000,
+    "voc.deeplab_v2_resnet101": 20_000,
+    "voc.deeplab_v3_resnet101": 30_000,
+    "voc.deeplab_v3plus_resnet101": 30_000,
+    "voc.deeplab_v3plus_xception65": 30_000,
+    "voc.dilated_frontend_vgg16": 60_000,
+    "voc.dilated_context_vgg16": 60_000,
+    "voc.pspnet_resnet50": 30_000,
+    "voc.pspnet_resnet101": 30_000,
+    "cityscapes.deeplab_v2_resnet101": 20_000,
+    "cityscapes.deeplab_v3_resnet101": 90_000,
+    "cityscapes.deeplab_v3plus_xception65": 90_000,
+    "cityscapes.deeplab_v3plus_xception71": 90_000,
+    "cityscapes.dilated_context_vgg16": 40_000,
+    "cityscapes.pspnet_resnet50": 90_000,
+    "cityscapes.pspnet_resnet101": 90_000,
+    "ade20k.deeplab_v3plus_xception65": 150_000,
+    "ade20k.pspnet_resnet50": 150_000,
+    "ade20k.pspnet_resnet101": 150_000,
+    "pascal_context.deeplab_v2_resnet101": 20_000,
+    "pascal_context.dupsampling_xception65": 30_000,
+    "pascal_context.dupsampling_xception71": 30_000,
+}
+"""Of recipes whose papers count iterations, or that take those of another dataset."""
+SEGMENTATION = [name for name in RECIPES if name.split(".")[0] in CLASSES]
+COSTED = [name for name in SEGMENTATION if ".table" not in name and "G multiply-adds" in (RECIPES[name].__doc__ or "")]
+"""Recipes whose docstring gives multiply-adds; the rows of tables have their own test."""
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -29,6 +65,72 @@ def test_every_recipe_builds_and_says_what_it_is(name: str) -> None:
     values = json.loads(json.dumps(recipe_to_dict(recipe)))
     assert network_from_dict(values["model"]) == recipe.model
     assert values["augment"]["crop_height"] == recipe.augment.crop_height
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_in_its_first_line_what_it_trains_and_names_its_paper_or_that_it_is_ours(name: str) -> None:
+    documentation = (RECIPES[name].__doc__ or "").strip()
+    first = documentation.partition("\n")[0]
+    assert first.endswith((".", ":")) and len(first) <= 120
+    assert re.search(r"[Oo]urs?\b|[Pp]aper|[Tt]able \d|arXiv", documentation)
+    if name in PUBLISHED_STEPS and ".table" not in name:
+        assert re.search(r"arXiv \d{4}\.\d{4,5}", documentation) or re.search(r"As `\w+`", documentation)
+        assert re.search(r"\d\d\.\d+ % mIoU|no published score", first)
+
+
+@cache
+def on_meta(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Rows of tables share networks: each is built once."""
+    return meta_model(config, num_classes)
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_every_recipe_s_network_builds_as_it_is_trained_and_as_it_is_evaluated(name: str) -> None:
+    recipe = find_recipe(name)
+    config, num_classes = segmentation_config(recipe.model), CLASSES[name.split(".")[0]]
+    tensors = on_meta(config, num_classes).state_dict()
+    if stride := recipe.inference.output_stride:
+        evaluated = on_meta(at_output_stride(config, stride), num_classes).state_dict()
+        assert {key: value.shape for key, value in evaluated.items()} == {
+            key: value.shape for key, value in tensors.items()
+        }
+    if recipe.inference.mode == "sliding":
+        assert isinstance(recipe.augment, AugmentConfig)
+        assert recipe.inference.window_px == recipe.augment.crop_height == recipe.augment.crop_width
+
+
+@pytest.mark.parametrize("name", PUBLISHED_STEPS)
+def test_epochs_are_the_published_iterations(name: str) -> None:
+    recipe = find_recipe(name)
+    steps = recipe.epochs * recipe.steps_per_epoch(num_images=TRAINING_IMAGES[name.split(".")[0]], num_workers=1)
+    assert steps == pytest.approx(PUBLISHED_STEPS[name], rel=0.05)
+    stated = re.search(r"\(([\d,]+)\)", RECIPES[name].__doc__ or "")
+    assert stated is None or int(stated[1].replace(",", "")) == steps
+
+
+@pytest.mark.parametrize("name", COSTED)
+def test_multiply_adds_of_a_crop_are_those_that_the_docstring_gives(name: str) -> None:
+    recipe = find_recipe(name)
+    num_classes = 59 if name.startswith("pascal_context.encnet") else CLASSES[name.split(".")[0]]
+    counted = count_multiply_adds(
+        on_meta(segmentation_config(recipe.model), num_classes),
+        recipe.augment.crop_height,
+        recipe.augment.crop_width,
+    )
+    stated = re.search(r"([\d.]+) G\s+multiply-adds\s+a\s+crop", RECIPES[name].__doc__ or "")
+    assert stated is not None
+    half_a_digit = 0.5 * 10.0 ** -len(stated[1].partition(".")[2])
+    assert counted / 1e9 == pytest.approx(float(stated[1]), abs=1.01 * half_a_digit)
+
+
+def test_camvid_has_every_network_for_two_cores() -> None:
+    small = [
+        name for name in RECIPES if name.startswith("camvid.") and ("small_" in name or "efficientnet_lite0" in name)
+    ]
+    assert {type(find_recipe(name).model) for name in small} == set(MODELS.values())
+    for name in (name for name in small if "small_" in name):
+        assert find_recipe(name).optim == find_recipe("camvid.deeplab_v3plus_efficientnet_lite0").optim
+        assert "Ours" in (RECIPES[name].__doc__ or "") and "docs/log.md" in (RECIPES[name].__doc__ or "")
 
 
 def test_recipes_that_are_compared_differ_in_their_network_alone() -> None:

@@ -91,6 +91,17 @@ def test_dilation_in_place_of_stride_keeps_the_features(name: str) -> None:
             torch.testing.assert_close(sampled, coarse, rtol=0, atol=2e-5 * float(coarse.abs().max()))
 
 
+@pytest.mark.parametrize("name", GENERAL)
+def test_weights_of_one_output_stride_have_the_names_and_shapes_of_another(name: str) -> None:
+    """In particular Xception-71's at 8, where timm leaves out the projection of a block that lost its stride."""
+    at_32, *others = (
+        {key: tensor.shape for key, tensor in on_meta(name, output_stride=stride).state_dict().items()}
+        for stride in (32, 16, 8)
+    )
+    for other in others:
+        assert other == at_32
+
+
 def first_sample(length: int, output_stride: int, name: str) -> int:
     """Where the coarse grid starts in the dense one: with "same" padding, a stride on an even map starts at 1."""
     if not BACKBONES[name].same_padding:

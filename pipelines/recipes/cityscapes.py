@@ -1,0 +1,140 @@
+"""Recipes on Cityscapes (fine annotations: 2,975 training, 500 validation images of 1024 x 2048, 19 classes).
+
+`pipelines.recipes.published` says what they share. Give --weights timm: VGG-16, ResNet and Xception start from
+ImageNet. DFANet takes our own classifiers, --weights OUTPUT/NAME/model of the recipes `imagenet.dfanet_xception_a`
+and `..._b`; without them it loses about 10 points (its author). None has been run here.
+"""
+
+from pipelines.recipes import published
+from pipelines.recipes.recipe import Recipe
+from segcore.models import (
+    DeepLabV2Config,
+    DeepLabV3Config,
+    DeepLabV3PlusConfig,
+    DilatedContextConfig,
+    EncNetConfig,
+)
+
+SCALES = (0.75, 1.0, 1.25)
+"""DeepLab's sizes in evaluation (released TF code)."""
+EPOCHS = 486
+"""90,000 steps of 16 crops (published), in epochs of 185 steps: 89,910."""
+
+
+def deeplab_v2_resnet101() -> Recipe:
+    """DeepLab V2 on ResNet-101 at three sizes: 71.4 % mIoU on val and 70.4 on the test set, both with CRF.
+
+    Chen et al., arXiv 1606.00915, its Cityscapes tables; that both have the CRF, and 70.4 on val without it, is from
+    memory. Its crop and length on Cityscapes are not known to us: 713 px is ours, and the 20,000 steps of 10 crops are
+    VOC's, here 67 epochs of 297 steps (19,899). 652.7 G multiply-adds a crop, three sizes together.
+    """
+    return published.deeplab_v2(DeepLabV2Config(), learning_rate=2.5e-4, crop_px=713, epochs=67)
+
+
+def deeplab_v3_resnet101() -> Recipe:
+    """DeepLab V3 on ResNet-101: 79.30 % mIoU on val (stride 8, scales, mirrored), trained on fine annotations.
+
+    Chen et al., arXiv 1706.05587, appendix; 77.23 at stride 16 and 77.82 at stride 8, one scale: all three from memory.
+    81.3 on the test set with coarse annotations. 90,000 steps of 16 crops of 769 x 769 at 0.007.
+    157.0 G multiply-adds a crop.
+    """
+    model = DeepLabV3Config(multi_grid=(1, 2, 4), batch_norm_momentum=published.DEEPLAB_BATCH_NORM_MOMENTUM)
+    return published.deeplab_v3(model, crop_px=769, epochs=EPOCHS, weight_decay=1e-4, scales=SCALES)
+
+
+def deeplab_v3plus_xception65() -> Recipe:
+    """DeepLab V3+ on Xception-65: 78.79 % mIoU on val at stride 16, 80.42 at stride 8 with scales and mirrored.
+
+    Chen et al., arXiv 1802.02611, and the TF model zoo; fine annotations, no COCO. 90,000 steps of 8 to 16 crops of
+    769 x 769: here 16. 119.5 G multiply-adds a crop.
+    """
+    return _v3plus("xception65")
+
+
+def deeplab_v3plus_xception71() -> Recipe:
+    """DeepLab V3+ on Xception-71: 79.55 % mIoU on val at one scale (from memory), 82.1 on the test set.
+
+    Chen et al., arXiv 1802.02611, table 7; the test score has coarse annotations behind it. Settings as
+    `deeplab_v3plus_xception65`. 146.3 G multiply-adds a crop.
+    """
+    return _v3plus("xception71")
+
+
+def dilated_context_vgg16() -> Recipe:
+    """Dilated front end with 10 layers of context, "Dilation10": 68.7 % mIoU on val, 67.1 on the test set.
+
+    Yu and Koltun, arXiv 1511.07122, appendix. From memory: batches of 8 crops of 628 x 628, momentum 0.99, 40,000 steps
+    of the front end (then context module and both): here both at once, 108 epochs of 371 steps (40,068).
+    1088.7 G multiply-adds a crop.
+    """
+    model = DilatedContextConfig(context_layers=10)
+    return published.dilated(model, crop_height=628, crop_width=628, epochs=108, batch_size=8, momentum=0.99)
+
+
+def pspnet_resnet50() -> Recipe:
+    """PSPNet on ResNet-50: 77.30 % mIoU on val at one scale, 78.38 with scales (hszhao/semseg, not the paper).
+
+    Zhao et al., arXiv 1612.01105. No score of the paper's own is known to us. As `pspnet_resnet101`.
+    287.6 G multiply-adds a crop.
+    """
+    return published.pspnet("resnet50_deep", crop_px=713, epochs=EPOCHS)
+
+
+def pspnet_resnet101() -> Recipe:
+    """PSPNet on ResNet-101: 79.70 % mIoU on val at one scale, 80.91 with scales; 78.4 on the test set.
+
+    Zhao et al., arXiv 1612.01105, and the released Caffe model's README; fine annotations (with coarse: 81.2 on the
+    test set). Crops of 713 x 713; the 90,000 steps of 16 are from memory, hszhao/semseg has 200 epochs and reaches
+    78.63 and 79.29. 441.0 G multiply-adds a crop.
+    """
+    return published.pspnet("resnet101_deep", crop_px=713, epochs=EPOCHS)
+
+
+def encnet_resnet101() -> Recipe:
+    """EncNet on ResNet-101: no published score known to us; mmsegmentation's own training reaches 78.55 % on val.
+
+    Zhang et al., arXiv 1803.08904, has no Cityscapes. The released code trains 240 epochs at 0.004 to 0.01; crops of
+    768 x 768 at the images' size are from memory of that code. 504.5 G multiply-adds a crop.
+    """
+    return published.encnet(
+        EncNetConfig(backbone="resnet101_deep"),
+        learning_rate=0.01,
+        crop_px=768,
+        long_side_px=2048,
+        short_side_px=1024,
+        epochs=240,
+    )
+
+
+def dfanet_a() -> Recipe:
+    """DFANet A on Xception A: 71.9 % mIoU on val, 71.3 on the test set, at one scale.
+
+    Li et al., arXiv 1904.02216, table 5. Crops of 1024 x 1024 (from memory). What the paper's input of 1024 x 1024 is
+    of an image of 1024 x 2048 is not said: we evaluate whole images. 600 epochs of 61 steps (36,600) are ours. 3.42 G
+    multiply-adds a crop (published: 3.4).
+    """
+    return published.dfanet("dfanet_xception_a", crop_height=1024, crop_width=1024, epochs=600)
+
+
+def dfanet_a_half() -> Recipe:
+    """DFANet A', the same network on images of 512 x 1024: 70.3 % mIoU on the test set, at one scale.
+
+    Li et al., arXiv 1904.02216, table 5. That it is trained on images of half size too is our reading, and the 600
+    epochs are ours. 1.71 G multiply-adds a crop (published: 1.7).
+    """
+    return published.dfanet(
+        "dfanet_xception_a", crop_height=512, crop_width=1024, epochs=600, long_side_px=1024, short_side_px=512
+    )
+
+
+def dfanet_b() -> Recipe:
+    """DFANet B on Xception B: 68.4 % mIoU on val, 67.1 on the test set, at one scale.
+
+    Li et al., arXiv 1904.02216, table 5. Settings as `dfanet_a`. 2.06 G multiply-adds a crop (published: 2.1).
+    """
+    return published.dfanet("dfanet_xception_b", crop_height=1024, crop_width=1024, epochs=600)
+
+
+def _v3plus(backbone: str) -> Recipe:
+    model = DeepLabV3PlusConfig(backbone=backbone, batch_norm_momentum=published.DEEPLAB_BATCH_NORM_MOMENTUM)
+    return published.deeplab_v3(model, crop_px=769, epochs=EPOCHS, weight_decay=4e-5, scales=SCALES)
