@@ -9,6 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segcore.layers import AtrousConv2d
+
 VGGLayout = Literal["classifier", "deeplab", "valid"]
 
 VGG16_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -116,8 +118,8 @@ class FullyConnected(nn.Module):
         self, channels: int, *, kernel_size: int = 3, dilation: int = 1, padded: bool = True, dropout: float = 0.5
     ) -> None:
         super().__init__()
-        padding = dilation * (kernel_size - 1) // 2 if padded else 0
-        self.fc6 = nn.Conv2d(VGG16_CHANNELS[-1], channels, kernel_size, padding=padding, dilation=dilation)
+        convolution = AtrousConv2d if padded else nn.Conv2d
+        self.fc6 = convolution(VGG16_CHANNELS[-1], channels, kernel_size, dilation=dilation)
         self.fc7 = nn.Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
         _initialise(self)

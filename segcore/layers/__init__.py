@@ -1,7 +1,7 @@
 """Blocks that several networks share."""
 
 from segcore.layers.aspp import ASPP, atrous_rates
-from segcore.layers.conv import ConvBnAct, SeparableConv, initialise_convolutions
+from segcore.layers.conv import AtrousConv2d, ConvBnAct, SeparableConv, initialise_convolutions
 from segcore.layers.dupsample import DUpsample
 from segcore.layers.encoding import Encoding
 from segcore.layers.fcn_head import FCNHead
@@ -13,6 +13,7 @@ from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, r
 
 __all__ = [
     "ASPP",
+    "AtrousConv2d",
     "ConvBnAct",
     "DUpsample",
     "Encoding",

@@ -1,6 +1,48 @@
 """Convolution blocks."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class AtrousConv2d(nn.Conv2d):
+    """`nn.Conv2d` of stride 1 and "same" zero padding that skips the taps which meet nothing but the padding.
+
+    A tap j dilations away from the centre lies outside of a map of side n from everywhere if j * dilation >= n: "the
+    3 x 3 filter degenerates to a simple 1 x 1 filter" (Chen et al., DeepLabV3, arXiv 1706.05587, section 3.3). Its
+    weights get a gradient of 0 then, as they would anyway. On 12 x 16 maps, crops of 192 x 256 at output stride 16, a
+    rate of 12 costs a third, 18 a ninth. The result is the same up to the order of summation.
+
+    Args:
+        in_channels, out_channels, groups, bias: as in `nn.Conv2d`.
+        kernel_size: odd.
+        dilation: distance of the taps.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        dilation: int,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=bias
+        )
+
+    def forward(self, x_NKhw: Tensor) -> Tensor:
+        """Map of the same size."""
+        half, step = self.kernel_size[0] // 2, self.dilation[0]
+        up, left = (sum(tap * step < side for tap in range(1, half + 1)) for side in x_NKhw.shape[-2:])
+        if torch.compiler.is_exporting() or up == left == half:  # an exported graph is for maps of any size
+            return super().forward(x_NKhw)
+        weight = self.weight[:, :, half - up : half + up + 1, half - left : half + left + 1]
+        padding = (up * step, left * step)
+        return F.conv2d(x_NKhw, weight, self.bias, padding=padding, dilation=step, groups=self.groups)
 
 
 class ConvBnAct(nn.Module):
@@ -25,10 +67,7 @@ class ConvBnAct(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
-        padding = dilation * (kernel_size - 1) // 2
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False
-        )
+        self.conv = AtrousConv2d(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 

@@ -83,6 +83,8 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.convolution_of: dict[int, Tensor] = {}
         """Weight of the convolution that made a tensor, by the tensor's id."""
+        self.whole_of: dict[int, Tensor] = {}
+        """The tensor that another is a part of, by the part's id: `AtrousConv2d` may use some of its taps."""
         self.normalised: list[tuple[Tensor, Tensor]] = []
         """Input and running mean of each normalisation."""
         self.uses: Counter[int] = Counter()
@@ -98,7 +100,9 @@ class _Calls(TorchFunctionMode):
             self.uses.update(map(id, inputs))
             self.alive += [inputs, result]
             if func is F.conv2d:
-                self.convolution_of[id(result)] = args[1]
+                self.convolution_of[id(result)] = self.whole_of.get(id(args[1]), args[1])
+            elif func is Tensor.__getitem__:
+                self.whole_of[id(result)] = args[0]
             elif func is F.batch_norm:
                 self.normalised.append((args[0], args[1]))
         return result

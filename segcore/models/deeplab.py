@@ -30,6 +30,7 @@ from segcore.backbones import Backbone, DenseVGG, FullyConnected, build_backbone
 from segcore.backbones.catalogue import backbone_spec
 from segcore.layers import (
     ASPP,
+    AtrousConv2d,
     ConvBnAct,
     SeparableConv,
     atrous_rates,
@@ -169,10 +170,7 @@ class SummedScores(nn.Module):
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(
-                in_channels, out_channels, kernel_size, padding=rate * (kernel_size // 2), dilation=rate, bias=bias
-            )
-            for rate in rates
+            AtrousConv2d(in_channels, out_channels, kernel_size, dilation=rate, bias=bias) for rate in rates
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor:

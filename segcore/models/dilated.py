@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from segcore.backbones import Backbone, DenseVGG, FullyConnected, build_backbone
 from segcore.backbones.catalogue import backbone_spec
-from segcore.layers import initialise_convolutions, pad_to_multiple, set_batch_norm_momentum
+from segcore.layers import AtrousConv2d, initialise_convolutions, pad_to_multiple, set_batch_norm_momentum
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
 from segcore.models.config_checks import check_dropout_and_momentum, check_positive
 from segcore.models.contract import LossTerms, SegmentationOutput
@@ -114,7 +114,7 @@ class ContextModule(nn.Module):
     def __init__(self, num_classes: int, *, widths: tuple[int, ...], dilations: tuple[int, ...], noise: float) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before * num_classes, after * num_classes, 3, padding=dilation, dilation=dilation)
+            AtrousConv2d(before * num_classes, after * num_classes, 3, dilation=dilation)
             for (before, after), dilation in zip(pairwise((1, *widths)), dilations, strict=True)
         )
         for convolution in self.convolutions:

@@ -100,6 +100,16 @@ def test_only_a_normalisation_that_alone_takes_the_output_is_folded() -> None:
     torch.testing.assert_close(found.auxiliary_NCHW, expected.auxiliary_NCHW)
 
 
+def test_a_convolution_whose_outer_taps_meet_only_padding_is_folded_whole() -> None:
+    torch.manual_seed(0)
+    model = with_statistics(ConvBnAct(3, 4, 3, dilation=8))
+    before = copy.deepcopy(model)
+    assert fold_batch_norm(model, torch.randn(1, 3, 8, 9)) == 1
+    images = torch.randn(1, 3, 17, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), before(images))
+
+
 def test_a_network_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match=r"evaluation mode only; call model.eval\(\) first"):
         fold_batch_norm(Forked(), torch.randn(1, 3, 8, 8))

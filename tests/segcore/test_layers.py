@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from segcore.backbones import build_backbone
-from segcore.cost import count_parameters
+from segcore.cost import count_parameters, module_multiply_adds
 from segcore.layers import (
     ASPP,
+    AtrousConv2d,
     ConvBnAct,
     DUpsample,
     SeparableConv,
@@ -83,6 +84,29 @@ def test_a_rate_beyond_the_map_reduces_a_branch_to_its_centre_tap() -> None:
     branch = ConvBnAct(3, 4, 3, dilation=9)
     x = torch.randn(1, 3, 9, 9)
     torch.testing.assert_close(branch.conv(x), F.conv2d(x, branch.conv.weight[:, :, 1:2, 1:2]))
+
+
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("size", [(4, 9), (3, 3), (9, 13), (10, 4), (1, 1)])
+def test_leaving_out_taps_that_only_meet_padding_changes_nothing(kernel_size: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours = AtrousConv2d(4, 6, kernel_size, dilation=3, groups=2).double()
+    plain = nn.Conv2d(4, 6, kernel_size, padding=3 * (kernel_size // 2), dilation=3, groups=2).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    gradient = torch.randn(2, 6, *size, dtype=torch.float64)
+    for convolution in (ours, plain):
+        convolution(x).backward(gradient)
+    torch.testing.assert_close(ours(x), plain(x))
+    torch.testing.assert_close(ours.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(ours.bias.grad, plain.bias.grad)
+
+
+@pytest.mark.parametrize(("size", "share"), [((13, 13), 1), ((12, 13), 1 / 3), ((12, 12), 1 / 9)])
+def test_taps_that_only_meet_padding_cost_nothing(size: tuple[int, int], share: float) -> None:
+    x = torch.empty(1, 4, *size, device="meta")
+    work = module_multiply_adds(AtrousConv2d(4, 6, 3, dilation=12), x)
+    assert work == pytest.approx(share * module_multiply_adds(nn.Conv2d(4, 6, 3, padding=12, dilation=12), x))
 
 
 def test_training_on_one_image_is_refused_with_the_remedies() -> None:
