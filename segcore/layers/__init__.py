@@ -10,6 +10,7 @@ from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
 from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, upsample
+from segcore.layers.unpool import pool_with_switches, unpool
 
 __all__ = [
     "ASPP",
@@ -27,8 +28,10 @@ __all__ = [
     "fold_batch_norm",
     "initialise_convolutions",
     "pad_to_multiple",
+    "pool_with_switches",
     "resize",
     "set_batch_norm_momentum",
     "synchronise_batch_norm",
+    "unpool",
     "upsample",
 ]

@@ -21,7 +21,7 @@ Where the paper is silent (it gives no code):
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,15 @@ Decoder = Literal["bilinear", "dupsample"]
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 MIN_ENLARGEMENT = 4
 """Smallest factor of a bilinear last step that a data-dependent one may replace."""
+
+
+class FixedDecoder:
+    """Base of configs whose last step enlarges by less than `MIN_ENLARGEMENT`, or not at all: no other decoder."""
+
+    __slots__ = ()
+
+    decoder: ClassVar[Decoder] = "bilinear"
+    dupsample: ClassVar[DUpsampleConfig] = DUpsampleConfig()
 
 
 Predictor = Callable[[int, bool], nn.Module]

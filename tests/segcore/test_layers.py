@@ -17,9 +17,11 @@ from segcore.layers import (
     downsample,
     initialise_convolutions,
     pad_to_multiple,
+    pool_with_switches,
     resize,
     set_batch_norm_momentum,
     synchronise_batch_norm,
+    unpool,
     upsample,
 )
 
@@ -234,3 +236,27 @@ def test_initial_weights_have_hes_deviation() -> None:
     assert float(layer[1].weight.detach().std()) == pytest.approx((2 / 9) ** 0.5, rel=0.05)
     assert layer[0].bias is not None
     assert not layer[0].bias.any()
+
+
+def test_unpooling_puts_every_maximum_back_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 6, 10)
+    pooled, switches = pool_with_switches(x)
+    back = unpool(pooled, switches)
+    where = back != 0
+    assert where.sum() == pooled.numel()
+    assert torch.equal(back[where], x[where])
+    assert torch.equal(pool_with_switches(back)[0], pooled)
+    torch.testing.assert_close(back.sum(), pooled.sum())
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 4), (5, 9)])
+def test_a_single_activation_returns_to_its_place(row: int, column: int) -> None:
+    x = torch.zeros(1, 1, 6, 10)
+    x[0, 0, row, column] = 1
+    assert torch.equal(unpool(*pool_with_switches(x)), x)
+
+
+def test_pooling_with_switches_refuses_odd_sides() -> None:
+    with pytest.raises(ValueError, match="map of 6 x 5 cannot be halved; pad the image"):
+        pool_with_switches(torch.zeros(1, 1, 6, 5))
