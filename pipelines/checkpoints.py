@@ -169,13 +169,14 @@ def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: b
     """How a stage shows images to a model: as it was told, or as the model's recipe says.
 
     Raises:
-        ValueError: both were asked for.
+        ValueError: both were asked for, or the network does not have the output stride.
     """
-    if not as_in_recipe:
-        return given
-    if given != InferenceConfig():
+    if as_in_recipe and given != InferenceConfig():
         raise ValueError("--recipe-inference and --inference.* exclude each other; give one of them")
-    return inference_from_dict(card.recipe.get("inference", {}))
+    inference = inference_from_dict(card.recipe.get("inference", {})) if as_in_recipe else given
+    if inference.output_stride:
+        at_output_stride(segmentation_config(card.model_config), inference.output_stride)
+    return inference
 
 
 def read_card(uri: str, *, task: Task | None = "segmentation") -> tuple[ModelCard, str]:

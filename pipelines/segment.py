@@ -24,8 +24,6 @@ from pipelines.progress import progress
 from pipelines.run_page import write_run_page
 from pipelines.segment_plan import INTAKE_VERSION, committed_work, list_images, plan_work, work_ids
 from segcore.inference import InferenceConfig
-from segcore.models import at_output_stride
-from segcore.networks import segmentation_config
 
 if TYPE_CHECKING:
     from pipelines.segment_worker import ShardReport
@@ -150,8 +148,6 @@ def segment(config: SegmentConfig) -> SegmentResult:
     bundle = load_model(model.folder_uri)
     inference = chosen_inference(bundle.card, config.inference, as_in_recipe=config.recipe_inference)
     config = dataclasses.replace(config, inference=inference, recipe_inference=False)
-    if inference.output_stride:  # raises where the network does not have it
-        at_output_stride(segmentation_config(bundle.card.model_config), inference.output_stride)
     _check_tables(config.tables, bundle)
     tags = {tracking.MODEL_FOLDER_TAG: model.folder_uri, tracking.MODEL_DIGEST_TAG: bundle.digest}
     parameters = dataclasses.asdict(config) | {"model": model.model_uri}

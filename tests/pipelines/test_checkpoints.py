@@ -20,7 +20,7 @@ from pipelines.checkpoints import (
 )
 from segcore.classifier import ClassifierConfig
 from segcore.inference import InferenceConfig
-from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.models import DeepLabV3PlusConfig, DFANetConfig, build_model
 from segcore.networks import build_network
 
 CONFIG = DeepLabV3PlusConfig(
@@ -144,6 +144,10 @@ def test_inference_is_what_was_given_or_what_the_recipe_says() -> None:
     )  # older than the field
     with pytest.raises(ValueError, match="--recipe-inference and --inference.* exclude each other"):
         chosen_inference(card, given, as_in_recipe=True)
+    one_stride = dataclasses.replace(card, model_config=DFANetConfig(), recipe={"inference": {"output_stride": 8}})
+    for given in (InferenceConfig(output_stride=8), InferenceConfig()):
+        with pytest.raises(ValueError, match="'dfanet' has output stride 64 alone; leave out output stride 8"):
+            chosen_inference(one_stride, given, as_in_recipe=not given.output_stride)
 
 
 def test_a_classifier_s_folder_says_so_and_is_loaded_as_one(tmp_path: Path) -> None:
