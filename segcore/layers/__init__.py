@@ -10,6 +10,7 @@ from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
 from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, upsample
+from segcore.layers.squeeze_excitation import SqueezeExcitation
 from segcore.layers.unpool import pool_with_switches, unpool
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "LabelEncoder",
     "PyramidPooling",
     "SeparableConv",
+    "SqueezeExcitation",
     "atrous_rates",
     "downsample",
     "enlarge_scores",
