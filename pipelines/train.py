@@ -27,7 +27,7 @@ from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, load_model, read_stat
 from pipelines.cluster import ray_cluster
 from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.sample_pictures import sample_pictures
-from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
+from pipelines.training_inputs import TrainInputs, checked_start, initial_state, open_inputs
 from pipelines.training_record import claim, read_record
 from pipelines.training_tasks import TASKS
 from pipelines.weights import NO_WEIGHTS, weights_digest
@@ -65,6 +65,9 @@ class TrainConfig:
     weights: str = NO_WEIGHTS
     """Backbone weights: none, timm (downloads), path or URI of a state dict, or the model folder of a finished training
     (a classifier or a segmentation network) on the same backbone."""
+    start_from: str | None = None
+    """Model folder of a finished training of the same network on the same classes: all of it is the start, not its
+    backbone alone (the next stage of one training). Layers that it does not have keep their initial values."""
     train_split: str = "train"
     """Split to learn from."""
     validation_split: str = "val"
@@ -85,6 +88,11 @@ class TrainConfig:
             raise ValueError(f"--name {self.name!r} is not a folder's name; give one without slashes")
         if self.workers < 1:
             raise ValueError(f"--workers is {self.workers}; give 1 or more")
+        if self.start_from is not None and self.weights != NO_WEIGHTS:
+            raise ValueError(
+                f"--start-from {self.start_from} has a backbone already, and --weights {self.weights} would replace "
+                "it; give one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +157,9 @@ def train(config: TrainConfig) -> TrainResult:
         return result
     storage.check_writable(run_folder)
     tracking_uri = tracking.connect(config.tracking_uri)
-    initial = initial_state(config.recipe, inputs, weights=config.weights) if record is None else None
+    initial = None
+    if record is None:
+        initial = initial_state(config.recipe, inputs, weights=config.weights, start_from=config.start_from)
     with tracking.tracked_run(
         experiment=config.experiment,
         name=config.name,
@@ -175,8 +185,15 @@ def train(config: TrainConfig) -> TrainResult:
 
 def _identity(config: TrainConfig, inputs: TrainInputs) -> dict[str, Any]:
     """What makes this run this run; two starts must agree on it. Workers and machines may change in between."""
-    digest = weights_digest(config.weights, backbone=config.recipe.model.backbone)
-    return ({} if digest is None else {"weights_digest": digest}) | {
+    digests: dict[str, Any] = {}
+    if (digest := weights_digest(config.weights, backbone=config.recipe.model.backbone)) is not None:
+        digests["weights_digest"] = digest
+    if config.start_from is not None:
+        digests |= {
+            "start_from": config.start_from,
+            "start_from_digest": checked_start(config.recipe, inputs, config.start_from),
+        }
+    return digests | {
         "recipe": recipe_to_dict(config.recipe),
         "dataset_digest": inputs.dataset.digest,
         "label_pca_digest": inputs.label_pca_digest,

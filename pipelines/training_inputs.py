@@ -1,5 +1,6 @@
 """Everything that a training reads, opened and checked before a cluster starts: most mistakes show here, in seconds."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,11 +12,13 @@ from pipelines.checkpoints import InputPolicy, state_bytes
 from pipelines.label_pcas import load_label_pca
 from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset, open_dataset, read_part
-from pipelines.weights import resolve_weights
+from pipelines.weights import resolve_weights, start_digest, whole_network
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
 from segcore.models import load_pretrained
-from segcore.networks import build_network, label_pca_size
+from segcore.networks import build_network, label_pca_size, start_from_whole
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,18 +146,46 @@ def check_shards(dataset: PreparedDataset, splits: tuple[str, ...]) -> None:
             list(pool.map(check, dataset.part_uris(split), (part.num_bytes for part in parts)))
 
 
-def initial_state(recipe: Recipe, inputs: TrainInputs, *, weights: str) -> bytes:
+def initial_state(recipe: Recipe, inputs: TrainInputs, *, weights: str, start_from: str | None = None) -> bytes:
     """The weights that every worker starts from (safetensors), so that neither their number nor their seeds matter.
 
+    Args:
+        recipe, inputs: of the training.
+        weights: of the backbone, see `pipelines.weights.resolve_weights`.
+        start_from: model folder whose whole network is the start. Layers that it does not have keep their initial
+            values; the log names them.
+
     Raises:
-        ValueError: the pre-trained weights are missing, changed, or do not fit the backbone.
+        ValueError: the pre-trained weights are missing, changed, or do not fit.
     """
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model, inputs.dataset.num_classes, label_pca=inputs.label_pca)
     state = resolve_weights(weights, backbone=recipe.model.backbone)
     if state is not None:
         load_pretrained(network, state)
+    if start_from is not None:
+        checked_start(recipe, inputs, start_from)
+        start = start_from_whole(network, whole_network(start_from))
+        logger.info("starting from the whole network in %s", start_from)
+        if start.untouched:
+            logger.info("not in it, with initial values: %s", ", ".join(start.untouched))
+        if start.unused:
+            logger.info("without a place here, left out: %s", ", ".join(start.unused))
     return state_bytes(network.state_dict())
+
+
+def checked_start(recipe: Recipe, inputs: TrainInputs, start_from: str) -> str:
+    """Digest of the model folder to start from; see `pipelines.weights.start_digest`.
+
+    Raises:
+        ValueError: it does not fit recipe or inputs.
+    """
+    return start_digest(
+        start_from,
+        network=recipe.model,
+        class_names=inputs.dataset.class_names,
+        label_pca_digest=inputs.label_pca_digest,
+    )
 
 
 def _input_policy(dataset: PreparedDataset, split: str, recipe: Recipe) -> InputPolicy:

@@ -1,4 +1,4 @@
-"""Pre-trained backbone weights from where a user keeps them: nowhere, timm's hub, a file, or an earlier training."""
+"""What a training starts from: a backbone from nowhere, timm's hub, a file or a model folder, or a whole network."""
 
 import io
 import logging
@@ -14,6 +14,7 @@ from pipelines import storage
 from pipelines.checkpoints import read_card, read_weights
 from pipelines.manifests import MANIFEST
 from segcore.backbones import BACKBONES, backbone_state
+from segcore.networks import NetworkConfig, network_to_dict, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,52 @@ def weights_digest(weights: str, *, backbone: str) -> str | None:
             f"on {backbone!r}; give a model on that backbone, or set --model.backbone"
         )
     return digest
+
+
+def start_digest(
+    start_from: str, *, network: NetworkConfig, class_names: tuple[str, ...], label_pca_digest: str | None
+) -> str:
+    """Digest of the model folder whose whole network a training is to start from.
+
+    Args:
+        start_from: the folder.
+        network: that will be trained.
+        class_names: of the dataset.
+        label_pca_digest: of the label PCA that the training was given, or None.
+
+    Raises:
+        ValueError: the folder is no model, or its card has changed; its network is of another kind or on another
+            backbone; or it was trained for other classes or with another label PCA.
+    """
+    card, digest = read_card(start_from, task=task_of(network))
+    theirs, ours = card.model_config, network
+    if type(theirs) is not type(ours) or theirs.backbone != ours.backbone:
+        names = [f"{network_to_dict(config)['network']} on {config.backbone}" for config in (theirs, ours)]
+        raise ValueError(
+            f"--start-from {start_from} is a {names[0]}, and this recipe trains a {names[1]}; give a model of the same "
+            "network, or start from its backbone alone with --weights"
+        )
+    if card.class_names != class_names:
+        raise ValueError(
+            f"--start-from {start_from} was trained on {len(card.class_names)} classes "
+            f"({', '.join(card.class_names)}), and the dataset has {len(class_names)} ({', '.join(class_names)}); "
+            "start from its backbone alone with --weights"
+        )
+    if card.label_pca_digest != label_pca_digest:
+        raise ValueError(
+            f"--start-from {start_from} was trained with another label PCA, which is a part of the network; give that "
+            "one as --label-pca"
+        )
+    return digest
+
+
+def whole_network(start_from: str) -> dict[str, Tensor]:
+    """All tensors of a model folder that `start_digest` has accepted.
+
+    Raises:
+        ValueError: a file is missing or has changed.
+    """
+    return read_weights(start_from)[1]
 
 
 def _from_timm(backbone: str) -> dict[str, Tensor]:

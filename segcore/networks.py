@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -75,6 +76,42 @@ def restore_network(config: NetworkConfig, num_classes: int, state_dict: Mapping
             f"use the config that they were saved with. {error}"
         ) from error
     return network.eval()
+
+
+class WholeStart(NamedTuple):
+    """What did not match when one network started from another: names of tensors."""
+
+    untouched: tuple[str, ...]
+    """Of the network: they keep their values."""
+    unused: tuple[str, ...]
+    """Of the state dict: the network has no place for them."""
+
+
+def start_from_whole(network: nn.Module, state_dict: Mapping[str, Tensor]) -> WholeStart:
+    """Copy every tensor of a trained network of the same kind that `network` has by that name.
+
+    Two stages of one training have all names in common; FCN-16s has layers that FCN-32s has not.
+
+    Raises:
+        ValueError: a tensor has another shape; nothing is changed then.
+    """
+    own = network.state_dict()
+    common = {name: tensor for name, tensor in state_dict.items() if name in own}
+    misshapen = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in common.items()
+        if tensor.shape != own[name].shape
+    ]
+    if misshapen:
+        raise ValueError(
+            f"the network to start from has {len(misshapen)} tensor(s) of another shape: {', '.join(misshapen[:5])}; "
+            "give one of the same settings, or change this network's"
+        )
+    network.load_state_dict(own | common)
+    return WholeStart(
+        untouched=tuple(name for name in own if name not in common),
+        unused=tuple(name for name in state_dict if name not in own),
+    )
 
 
 def network_to_dict(config: NetworkConfig) -> dict[str, object]:

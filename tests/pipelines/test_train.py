@@ -24,6 +24,7 @@ from pipelines.train import TrainConfig, TrainResult, train
 from segcore.models import DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
 from tests.pipelines.processes import command_of, descendants
+from tests.pipelines.tiny_inputs import write_model
 
 EPOCHS = 4
 
@@ -331,6 +332,15 @@ class TestRefusedAtTheStart:
     def test_missing_weights(self, base: TrainConfig) -> None:
         with pytest.raises(ValueError, match="no weights file at 'absent.pth'"):
             train(dataclasses.replace(base, name="new", weights="absent.pth"))
+        assert not Path(base.output, "new", "run.json").exists()
+
+    def test_a_start_from_a_whole_network_and_from_a_backbone_at_once(self, base: TrainConfig) -> None:
+        with pytest.raises(ValueError, match="--start-from model has a backbone already, and --weights timm would"):
+            dataclasses.replace(base, name="new", start_from="model", weights="timm")
+
+    def test_another_network_to_start_from(self, base: TrainConfig, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="to start from has .* of another shape: aspp"):
+            train(dataclasses.replace(base, name="new", start_from=write_model(tmp_path / "model", width=8)))
         assert not Path(base.output, "new", "run.json").exists()
 
     def test_an_output_that_cannot_be_written(self, base: TrainConfig, tmp_path: Path) -> None:

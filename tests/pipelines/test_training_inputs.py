@@ -1,12 +1,16 @@
 """What a training reads is checked before anything starts, and the label PCA is fitted to the network."""
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
+from pipelines.checkpoints import read_card, read_weights
 from pipelines.label_pcas import save_label_pca
 from pipelines.recipes import Recipe
 from pipelines.shards import open_dataset, read_part
@@ -14,9 +18,9 @@ from pipelines.training_data import decoded
 from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import LabelPCA, solve
-from segcore.models import DUpsampleConfig, DUpsamplingConfig
+from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
-from tests.pipelines.tiny_inputs import CLASS_NAMES
+from tests.pipelines.tiny_inputs import CLASS_NAMES, write_model
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +118,25 @@ def test_initial_weights_depend_on_the_seed_alone(data: str) -> None:
     assert initial_state(recipe, inputs, weights="none") == initial_state(recipe, inputs, weights="none")
     other = dataclasses.replace(recipe, seed=4)
     assert initial_state(other, inputs, weights="none") != initial_state(recipe, inputs, weights="none")
+
+
+def test_a_training_starts_from_the_whole_network_of_another(
+    data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The decoder as well; a layer that the other has not is as it would be without."""
+    given = write_model(tmp_path / "model", seed=5)
+    model = read_card(given)[0].model_config
+    assert isinstance(model, DeepLabV3PlusConfig)
+    recipe = dataclasses.replace(tiny_recipe(), model=model)
+    inputs = open_with(recipe, data, None)
+    started = safetensors.torch.load(initial_state(recipe, inputs, weights="none", start_from=given))
+    whole = read_weights(given)[1]
+    assert started.keys() == whole.keys() and all(torch.equal(started[name], whole[name]) for name in whole)
+    assert "with initial values" not in caplog.text
+    more = dataclasses.replace(recipe, model=dataclasses.replace(model, low_level_features=(4, 2)))
+    with caplog.at_level(logging.INFO):
+        started = safetensors.torch.load(initial_state(more, inputs, weights="none", start_from=given))
+    scratch = safetensors.torch.load(initial_state(more, inputs, weights="none"))
+    untouched = started.keys() - whole.keys()
+    assert untouched and all(torch.equal(started[name], scratch[name]) for name in untouched)
+    assert f"whole network in {given}" in caplog.text and sorted(untouched)[0] in caplog.text

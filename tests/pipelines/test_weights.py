@@ -1,5 +1,6 @@
-"""Backbone weights from a file, from nowhere, and from a hub that cannot be reached."""
+"""Backbone weights from a file, from nowhere, and from a hub that cannot be reached; whole networks to start from."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import safetensors.torch
 import torch
 
 from pipelines.checkpoints import read_card
-from pipelines.weights import resolve_weights, weights_digest
+from pipelines.weights import resolve_weights, start_digest, weights_digest, whole_network
 from segcore.backbones import build_backbone, load_backbone_weights
-from tests.pipelines.tiny_inputs import write_model
+from segcore.classifier import ClassifierConfig
+from segcore.models import DeepLabV3Config
+from segcore.networks import NetworkConfig
+from tests.pipelines.tiny_inputs import CLASS_NAMES, NETWORK, write_model
 
 STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.zeros(2)}
 
@@ -126,3 +130,37 @@ def test_a_model_folder_that_changed_or_is_none_is_refused(tmp_path: Path) -> No
         resolve_weights(str(tmp_path / "data"), backbone="resnet18")
     with pytest.raises(ValueError, match=r"no weights file at .*or a model folder \(OUTPUT/NAME/model of a finished"):
         resolve_weights(str(tmp_path), backbone="resnet18")
+
+
+def ask(
+    folder: str,
+    *,
+    network: NetworkConfig = NETWORK,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    label_pca_digest: str | None = None,
+) -> str:
+    return start_digest(folder, network=network, class_names=class_names, label_pca_digest=label_pca_digest)
+
+
+def test_a_model_folder_of_the_same_network_gives_all_of_it(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", seed=5)
+    assert ask(folder) == read_card(folder)[1]
+    state = whole_network(folder)
+    whole = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
+    assert state.keys() == whole.keys() and all(torch.equal(state[name], whole[name]) for name in whole)
+
+
+def test_a_whole_network_of_another_kind_or_for_other_data_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"is a deeplab_v3plus on mobilenet_v3_small, and .* a deeplab_v3 on mobilenet_v3_small; give"
+    ):
+        ask(folder, network=DeepLabV3Config(backbone="mobilenet_v3_small"))
+    with pytest.raises(ValueError, match=r"and this recipe trains a deeplab_v3plus on resnet18"):
+        ask(folder, network=dataclasses.replace(NETWORK, backbone="resnet18"))
+    with pytest.raises(ValueError, match="holds a segmentation network, expected an image classifier"):
+        ask(folder, network=ClassifierConfig(backbone="mobilenet_v3_small"))
+    with pytest.raises(ValueError, match=r"was trained on 4 classes \(sky, .*\), and the dataset has 2 \(a, b\)"):
+        ask(folder, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="another label PCA, which is a part of the network"):
+        ask(folder, label_pca_digest="e" * 64)
