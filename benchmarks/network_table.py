@@ -29,6 +29,7 @@ from segcore.models import (
     DUpsampleConfig,
     DUpsamplingConfig,
     EncNetConfig,
+    FCNConfig,
     ModelConfig,
     PSPNetConfig,
     blank_model,
@@ -120,6 +121,18 @@ def other_rows() -> list[Row]:
     wide = DUpsampleConfig(num_components=128)
     sizes = "prints 7.8 M and 4.8 M, which are megabytes of a checkpoint"
     return [
+        square("FCN-32s, VGG-16", FCNConfig(variant="32s"), 21, 500, "63.6 VOC 2011 val (736 images)", size=136.152917),
+        square("FCN-16s, VGG-16", FCNConfig(variant="16s"), 21, 500, "65.0 VOC 2011 val (736 images)", size=134.815994),
+        square("FCN-8s, VGG-16", FCNConfig(), 21, 500, "65.5 VOC 2011 val (736 images), 67.2 test", size=134.489759),
+        Row(
+            name="FCN-8s, VGG-16",
+            config=FCNConfig(),
+            num_classes=19,
+            height=512,
+            width=1024,
+            multiply_adds=136.2,
+            score="63.1 Cityscapes test (as the DFANet paper cites it)",
+        ),
         square("Dilated front end, VGG-16", DilatedContextConfig(context="none"), 21, 500, "-"),
         square("Dilated front end and context", DilatedContextConfig(), 21, 500, "73.5 VOC test"),
         square("Dilation 10", DilatedContextConfig(context_layers=10), 19, 500, "68.7 Cityscapes val, 67.1 test"),
@@ -222,6 +235,8 @@ Notes on differences:
 - PSPNet-101's 412.2 G at 713 is what the DFANet paper prints for it; how that was counted is not known.
 - PSPNet's multiply-adds are those of `segcore.layers.PyramidPooling`, which never enlarges the means: the layers as the
   paper draws them come to 161.9 G (ResNet-50, 473) and 517.2 G (ResNet-101, 713), and give the same scores.
+- FCN: the released models also store their fixed bilinear kernels, for each pair of classes. Padding by 100 pixels
+  counts in our multiply-adds; 136.2 G at 512 x 1024 is what later papers print, how it was counted is not known.
 - DeepLab V3+ on ResNet-101: how the paper counted is not known; on Xception-65 its figures agree with ours.
 
 {machine()}

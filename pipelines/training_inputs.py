@@ -16,7 +16,7 @@ from pipelines.weights import resolve_weights, start_digest, whole_network
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
 from segcore.models import load_pretrained
-from segcore.networks import build_network, label_pca_size, start_from_whole
+from segcore.networks import build_network, label_pca_size, normalises_batches, start_from_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def open_inputs(
             f"of its {recipe.epochs} epoch(s); give --epochs {recipe.optim.warmup_steps // steps + 1} or more, or a "
             "smaller --optim.warmup-steps"
         )
-    if recipe.batch_size == workers and not synchronised:
+    one_each = recipe.batch_size == workers and not synchronised
+    if one_each and normalises_batches(recipe.model, dataset.num_classes):
         raise ValueError(
             f"batch_size {recipe.batch_size} gives each of {workers} worker(s) one image, which batch normalisation "
             f"cannot use; give --batch-size {2 * workers} or more, or fewer --workers"

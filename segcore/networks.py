@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from segcore import Task
 from segcore.classifier import Classifier, ClassifierConfig
@@ -15,6 +17,7 @@ from segcore.models import (
     build_model,
     config_from_dict,
     config_to_dict,
+    meta_model,
     needed_label_pca,
     restore_model,
 )
@@ -23,6 +26,9 @@ NetworkConfig = ModelConfig | ClassifierConfig
 
 CLASSIFIER = "classifier"
 """What stands for the name of a network where a `ClassifierConfig` is stored."""
+
+ENCODING_FIELDS = ("num_codewords", "encoded_channels")
+"""Of a `ClassifierConfig`; stored with codewords alone, so that what is written of other classifiers stays the same."""
 
 
 def task_of(config: NetworkConfig) -> Task:
@@ -44,6 +50,20 @@ def segmentation_config(config: NetworkConfig) -> ModelConfig:
 def label_pca_size(config: NetworkConfig) -> LabelPCASize | None:
     """The label PCA that `build_network` asks for, or None."""
     return None if isinstance(config, ClassifierConfig) else needed_label_pca(config)
+
+
+def normalises_batches(config: NetworkConfig, num_classes: int) -> bool:
+    """Whether the network has batch normalisation, which a batch of one image per worker may leave without a variance.
+
+    Raises:
+        ValueError: the number of classes is out of range.
+    """
+    if isinstance(config, ClassifierConfig):
+        with torch.device("meta"):
+            network: nn.Module = Classifier(config, num_classes)
+    else:
+        network = meta_model(config, num_classes)
+    return any(isinstance(layer, _BatchNorm) for layer in network.modules())
 
 
 def build_network(config: NetworkConfig, num_classes: int, *, label_pca: LabelCode | None = None) -> nn.Module:
@@ -117,7 +137,10 @@ def start_from_whole(network: nn.Module, state_dict: Mapping[str, Tensor]) -> Wh
 def network_to_dict(config: NetworkConfig) -> dict[str, object]:
     """JSON-ready dict: `network` (key of `MODELS`, or "classifier") and every field."""
     if isinstance(config, ClassifierConfig):
-        return {"network": CLASSIFIER, **asdict(config)}
+        values = {
+            name: value for name, value in asdict(config).items() if config.num_codewords or name not in ENCODING_FIELDS
+        }
+        return {"network": CLASSIFIER, **values}
     return config_to_dict(config)
 
 

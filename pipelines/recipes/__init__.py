@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from pipelines.recipes import ade20k, camvid, cityscapes, crops, imagenet, pascal_context, scenes, voc
+from pipelines.recipes import ade20k, camvid, cityscapes, crops, imagenet, minc, pascal_context, scenes, voc
 from pipelines.recipes.recipe import Recipe, recipe_to_dict
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -16,6 +16,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "imagenet.mobilenet_v3_small": imagenet.mobilenet_v3_small,
     "imagenet.dfanet_xception_a": imagenet.dfanet_xception_a,
     "imagenet.dfanet_xception_b": imagenet.dfanet_xception_b,
+    "minc.deep_ten_resnet50": minc.deep_ten_resnet50,
     "camvid.dupsampling_resnet50": camvid.dupsampling_resnet50,
     "camvid.deeplab_v3plus_resnet50": camvid.deeplab_v3plus_resnet50,
     "camvid.dupsampling_efficientnet_lite0": camvid.dupsampling_efficientnet_lite0,
@@ -27,6 +28,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.small_deeplab_v1": camvid.small_deeplab_v1,
     "camvid.small_deeplab_v2": camvid.small_deeplab_v2,
     "camvid.small_deeplab_v3": camvid.small_deeplab_v3,
+    "camvid.small_fcn8s": camvid.small_fcn8s,
     "camvid.small_dilated_context": camvid.small_dilated_context,
     "camvid.small_pspnet": camvid.small_pspnet,
     "camvid.small_encnet": camvid.small_encnet,
@@ -49,6 +51,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.table3_xception65_proposed_4": camvid.table3_xception65_proposed_4,
     "camvid.table3_xception65_vanilla_16": camvid.table3_xception65_vanilla_16,
     "camvid.table3_xception65_proposed_16": camvid.table3_xception65_proposed_16,
+    "voc.fcn_32s_vgg16": voc.fcn_32s_vgg16,
+    "voc.fcn_16s_vgg16": voc.fcn_16s_vgg16,
+    "voc.fcn_8s_vgg16": voc.fcn_8s_vgg16,
+    "voc.fcn_8s_at_once_vgg16": voc.fcn_8s_at_once_vgg16,
     "voc.deeplab_v1_vgg16": voc.deeplab_v1_vgg16,
     "voc.deeplab_v2_vgg16": voc.deeplab_v2_vgg16,
     "voc.deeplab_v2_resnet101": voc.deeplab_v2_resnet101,
@@ -93,6 +99,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "ade20k.pspnet_resnet101": ade20k.pspnet_resnet101,
     "ade20k.encnet_resnet50": ade20k.encnet_resnet50,
     "ade20k.encnet_resnet101": ade20k.encnet_resnet101,
+    "pascal_context.fcn_32s_vgg16": pascal_context.fcn_32s_vgg16,
+    "pascal_context.fcn_16s_vgg16": pascal_context.fcn_16s_vgg16,
+    "pascal_context.fcn_8s_vgg16": pascal_context.fcn_8s_vgg16,
     "pascal_context.deeplab_v2_resnet101": pascal_context.deeplab_v2_resnet101,
     "pascal_context.encnet_resnet50": pascal_context.encnet_resnet50,
     "pascal_context.encnet_resnet101": pascal_context.encnet_resnet101,

@@ -1,12 +1,14 @@
 """How the papers train and evaluate their networks, for recipes on several datasets: these say crop, epochs and scores.
 
-What our fields force on all of them: the schedule is poly by steps (as in all these papers but DeepLab V1 and the
-dilated networks, which divide the rate by 10); its length is in epochs, the published iterations times the batch over
-the number of training images; one rate holds for the backbone, one multiple of it for the rest; validation during
-training takes whole images. bfloat16 and channels-last are ours. None of these recipes has been run here: they are
-work for GPUs, and their scores are the papers'. A figure "from memory" is from memory of the paper, not checked, and so
-are the numbers of tables but those of DUpsampling and DFANet.
+What our fields force on all of them: the schedule is poly by steps (as in all these papers but FCN, whose rate is
+fixed, and DeepLab V1 and the dilated networks, which divide the rate by 10); its length is in epochs, the published
+iterations times the batch over the number of training images; one rate holds for the backbone, one multiple of it for
+the rest; validation during training takes whole images. bfloat16 and channels-last are ours. None of these recipes has
+been run here: they are work for GPUs, and their scores are the papers'. A figure "from memory" is from memory of the
+paper, not checked, and so are the numbers of tables but those of DUpsampling and DFANet.
 """
+
+from dataclasses import replace
 
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
@@ -18,6 +20,7 @@ from segcore.models import (
     DFANetConfig,
     DilatedContextConfig,
     EncNetConfig,
+    FCNConfig,
     ModelConfig,
     PSPNetConfig,
 )
@@ -27,6 +30,8 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Sizes at which DeepLab (VOC), PSPNet and EncNet see each image in evaluation."""
 DEEPLAB_BATCH_NORM_MOMENTUM = 0.0003
 """DeepLab's decay of 0.9997. New layers' statistics need some 10 000 steps: validation before that says little."""
+FCN_PIXELS = 375 * 500
+"""Of a usual PASCAL image: FCN's released loss is a sum over them."""
 
 
 def deeplab_v2(model: DeepLabV2Config, *, learning_rate: float, crop_px: int, epochs: int) -> Recipe:
@@ -110,6 +115,32 @@ def dilated(
         optim=_sgd(learning_rate=1e-4, decoder_multiplier=10.0, weight_decay=5e-4, momentum=momentum),
         epochs=epochs,
         batch_size=batch_size,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 10),
+    )
+
+
+def fcn(model: FCNConfig, *, released_rate: float, epochs: int) -> Recipe:
+    """Shelhamer et al., arXiv 1605.06211, as in the released code: whole images one by one, momentum 0.99.
+
+    Images are neither zoomed nor mirrored, and a crop of 500 x 500 holds any of PASCAL's. The released loss is a sum
+    over pixels, ours a mean: the rate is multiplied by the 187,500 pixels of a usual image, and the decay of 5e-4,
+    which is added to the gradient of the loss, divided by them. The rate is fixed there: with a power of 0.001 ours
+    stays above 99 % of its start until the last steps. Biases learn at twice the rate there, not here.
+    """
+    optim = _sgd(
+        learning_rate=released_rate * FCN_PIXELS,
+        decoder_multiplier=1.0,
+        weight_decay=5e-4 / FCN_PIXELS,
+        momentum=0.99,
+    )
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(crop_height=500, crop_width=500, scale_min=1.0, scale_max=1.0, flip=False),
+        optim=replace(optim, power=0.001),
+        epochs=epochs,
+        batch_size=1,
         precision="bfloat16",
         channels_last=True,
         validate_every=max(1, epochs // 10),

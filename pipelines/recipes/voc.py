@@ -25,11 +25,50 @@ from segcore.models import (
     DilatedContextConfig,
     DUpsamplingConfig,
     EncNetConfig,
+    FCNConfig,
     ModelConfig,
 )
 from segcore.optim import OptimConfig
 
 RESNET, XCEPTION = "resnet50_deep", "xception65"
+
+
+def fcn_32s_vgg16() -> Recipe:
+    """FCN-32s on VGG-16: 63.6 % mIoU on seg11valid, the 736 images of VOC 2011's val that SBD does not train on.
+
+    Shelhamer et al., arXiv 1605.06211, and the released model's page. Give --weights timm. 100,000 steps of one image
+    at a rate of 1e-10 for a summed loss, here of about 2e-5 for a mean: 9 epochs of 10,582 steps (95,238). 180.9 G
+    multiply-adds a crop.
+    """
+    return published.fcn(FCNConfig(variant="32s"), released_rate=1e-10, epochs=9)
+
+
+def fcn_16s_vgg16() -> Recipe:
+    """FCN-16s on VGG-16, from FCN-32s: 65.0 % mIoU on seg11valid.
+
+    As `fcn_32s_vgg16` (arXiv 1605.06211), a hundredth of its rate. Give --start-from the model folder of that training.
+    9 epochs of 10,582 steps (95,238). 180.9 G multiply-adds a crop.
+    """
+    return published.fcn(FCNConfig(variant="16s"), released_rate=1e-12, epochs=9)
+
+
+def fcn_8s_vgg16() -> Recipe:
+    """FCN-8s on VGG-16, from FCN-16s: 65.5 % mIoU on seg11valid, 67.2 on the test set of VOC 2012.
+
+    As `fcn_16s_vgg16` (arXiv 1605.06211), a hundredth of its rate. Give --start-from the model folder of that training.
+    As first trained (arXiv 1411.4038) 62.2 on the test set. 9 epochs of 10,582 steps (95,238). 180.9 G multiply-adds a
+    crop.
+    """
+    return published.fcn(FCNConfig(), released_rate=1e-14, epochs=9)
+
+
+def fcn_8s_at_once_vgg16() -> Recipe:
+    """FCN-8s on VGG-16 without stages, pools scaled by 0.01 and 0.0001: 65.4 % mIoU on seg11valid.
+
+    As `fcn_32s_vgg16` (arXiv 1605.06211), for 300,000 steps: here 28 epochs of 10,582 (296,296). Give --weights timm.
+    180.9 G multiply-adds a crop.
+    """
+    return published.fcn(FCNConfig(at_once=True), released_rate=1e-10, epochs=28)
 
 
 def deeplab_v1_vgg16() -> Recipe:

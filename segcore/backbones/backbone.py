@@ -10,7 +10,7 @@ from timm.models.xception_aligned import XceptionAligned, XceptionModule
 from torch import Tensor, nn
 
 from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
-from segcore.backbones.vgg import VGG16, VGG16_CHANNELS, VGGLayout
+from segcore.backbones.vgg import VGG16, VGGLayout
 
 
 class Backbone(nn.Module):
@@ -45,6 +45,7 @@ class Backbone(nn.Module):
         output_stride: int,
         in_channels: int = 3,
         vgg_layout: VGGLayout = "classifier",
+        vgg_width_divisor: int = 1,
         multi_grid: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
@@ -54,16 +55,22 @@ class Backbone(nn.Module):
         is_vgg = spec.architecture.startswith("vgg16")
         if vgg_layout != "classifier" and not is_vgg:
             raise ValueError(f"backbone {name!r} has no layout {vgg_layout!r}; choose vgg16 or vgg16_bn")
+        if vgg_width_divisor != 1 and not is_vgg:
+            raise ValueError(f"backbone {name!r} has one width, not 1 / {vgg_width_divisor}; choose vgg16 or vgg16_bn")
         self.name = name
         self.output_stride = output_stride
         self.feature_strides = {stride: min(stride, output_stride) for stride in FEATURE_STRIDES}
         self.size_multiple = output_stride if spec.same_padding else 1
         if is_vgg:
-            batch_norm = spec.architecture.endswith("_bn")
-            self.body: nn.Module = VGG16(
-                output_stride=output_stride, in_channels=in_channels, batch_norm=batch_norm, layout=vgg_layout
+            vgg = VGG16(
+                output_stride=output_stride,
+                in_channels=in_channels,
+                batch_norm=spec.architecture.endswith("_bn"),
+                layout=vgg_layout,
+                width_divisor=vgg_width_divisor,
             )
-            channels: Sequence[int] = VGG16_CHANNELS
+            self.body: nn.Module = vgg
+            channels: Sequence[int] = vgg.channels
         else:
             self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
         self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
@@ -84,6 +91,7 @@ def build_backbone(
     output_stride: int,
     in_channels: int = 3,
     vgg_layout: VGGLayout = "classifier",
+    vgg_width_divisor: int = 1,
     multi_grid: tuple[int, ...] = (),
 ) -> Backbone:
     """Build a backbone with random weights; nothing is downloaded.
@@ -92,7 +100,8 @@ def build_backbone(
         name: key of `BACKBONES`.
         output_stride: stride of the coarsest map.
         in_channels: of the images.
-        vgg_layout: of VGG-16: its own, or that of two networks on it; see `VGG16`.
+        vgg_layout: of VGG-16: its own, or that of a network on it; see `VGG16`.
+        vgg_width_divisor: of VGG-16's widths.
         multi_grid: factors on the dilation of the last stage's blocks, one for each (ResNets alone). DeepLabV3, section
             3.2: (1, 2, 4). Weights stay the same, and so does what is said above of output strides.
 
@@ -101,7 +110,12 @@ def build_backbone(
             does not have.
     """
     return Backbone(
-        name, output_stride=output_stride, in_channels=in_channels, vgg_layout=vgg_layout, multi_grid=multi_grid
+        name,
+        output_stride=output_stride,
+        in_channels=in_channels,
+        vgg_layout=vgg_layout,
+        vgg_width_divisor=vgg_width_divisor,
+        multi_grid=multi_grid,
     )
 
 

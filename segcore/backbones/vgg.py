@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segcore.layers import AtrousConv2d
 
-VGGLayout = Literal["classifier", "deeplab", "valid"]
+VGGLayout = Literal["classifier", "deeplab", "valid", "fcn"]
 
 VGG16_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Width and number of 3x3 convolutions of each stage; a 2x2 maximum pool of stride 2 ends it."""
@@ -21,6 +21,9 @@ VGG16_CHANNELS = (128, 256, 512, 512, 512)
 
 FULLY_CONNECTED_CHANNELS = 4096
 FULLY_CONNECTED_SIDE = 7
+
+FCN_MARGIN = 100
+"""Rows of zeros on each side that FCN's first convolution pads with, 99 more than the classifier's."""
 
 
 class Pool(nn.Module):
@@ -57,7 +60,12 @@ class VGG16(nn.Module):
         batch_norm: normalise after each convolution (torchvision's `vgg16_bn`).
         layout: the classifier's own; `deeplab`: 3x3 pools (released models of DeepLab V1 and V2); `valid`: convolutions
             without padding, and no pool where the stride is gone (the front end of Yu and Koltun, arXiv 1511.07122,
-            section 4): an image of L rows gives (L - 36) / 8 at stride 8.
+            section 4): an image of L rows gives (L - 36) / 8 at stride 8; `fcn`: the first convolution pads with
+            FCN_MARGIN zeros, and features are the five pools (released models of FCN).
+        width_divisor: of all widths; pre-trained weights fit 1 alone.
+
+    Attributes:
+        channels: of the five features.
     """
 
     def __init__(
@@ -67,25 +75,30 @@ class VGG16(nn.Module):
         in_channels: int = 3,
         batch_norm: bool = False,
         layout: VGGLayout = "classifier",
+        width_divisor: int = 1,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        self.taps: list[int] = []
-        """Index of the last layer of each feature."""
+        ends, pools = [], []
         valid = layout == "valid"
+        widths = tuple(width // width_divisor for width, _ in VGG16_STAGES)
         channels, stride, dilation = in_channels, 1, 1
-        for width, repeats in VGG16_STAGES:
+        for width, (_, repeats) in zip(widths, VGG16_STAGES, strict=True):
             for _ in range(repeats):
-                layers.append(nn.Conv2d(channels, width, 3, padding=0 if valid else dilation, dilation=dilation))
+                padding = 0 if valid else FCN_MARGIN if layout == "fcn" and not layers else dilation
+                layers.append(nn.Conv2d(channels, width, 3, padding=padding, dilation=dilation))
                 layers += [nn.BatchNorm2d(width)] if batch_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 channels = width
-            self.taps.append(len(layers) - 1)
+            ends.append(len(layers) - 1)
             strided = stride < output_stride
             pool = Pool(stride=2 if strided else 1, dilation=dilation, overlapping=layout == "deeplab")
             layers.append(pool if strided or not valid else nn.Identity())
+            pools.append(len(layers) - 1)
             stride, dilation = (2 * stride, dilation) if strided else (stride, 2 * dilation)
-        self.taps.append(len(layers) - 1)
+        self.taps = pools if layout == "fcn" else [*ends[1:], pools[-1]]
+        """Index of the last layer of each feature."""
+        self.channels = widths if layout == "fcn" else (*widths[1:], widths[-1])
         self.features = nn.Sequential(*layers)
         _initialise(self)
 
@@ -95,7 +108,7 @@ class VGG16(nn.Module):
         x = images_NKHW
         for index, layer in enumerate(self.features):
             x = layer(x)
-            if index in self.taps[1:]:
+            if index in self.taps:
                 found.append(x)
         return found
 
@@ -112,14 +125,22 @@ class FullyConnected(nn.Module):
         dilation: of fc6.
         padded: False leaves out zero padding, so that the map shrinks by dilation * (kernel_size - 1).
         dropout: probability, after each.
+        in_channels: of the map; pre-trained weights fit VGG-16's 512 alone.
     """
 
     def __init__(
-        self, channels: int, *, kernel_size: int = 3, dilation: int = 1, padded: bool = True, dropout: float = 0.5
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        padded: bool = True,
+        dropout: float = 0.5,
+        in_channels: int = VGG16_CHANNELS[-1],
     ) -> None:
         super().__init__()
         convolution = AtrousConv2d if padded else nn.Conv2d
-        self.fc6 = convolution(VGG16_CHANNELS[-1], channels, kernel_size, dilation=dilation)
+        self.fc6 = convolution(in_channels, channels, kernel_size, dilation=dilation)
         self.fc7 = nn.Conv2d(channels, channels, 1)
         self.dropout = nn.Dropout(dropout)
         _initialise(self)

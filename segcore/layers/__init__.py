@@ -9,7 +9,15 @@ from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
-from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, upsample
+from segcore.layers.resize import (
+    bilinear_kernel,
+    bilinear_transposed_convolution,
+    downsample,
+    enlarge_scores,
+    pad_to_multiple,
+    resize,
+    upsample,
+)
 from segcore.layers.squeeze_excitation import SqueezeExcitation
 from segcore.layers.unpool import pool_with_switches, unpool
 
@@ -25,6 +33,8 @@ __all__ = [
     "SeparableConv",
     "SqueezeExcitation",
     "atrous_rates",
+    "bilinear_kernel",
+    "bilinear_transposed_convolution",
     "downsample",
     "enlarge_scores",
     "fold_batch_norm",

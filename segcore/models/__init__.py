@@ -25,6 +25,7 @@ from segcore.models.dfanet import DFANet, DFANetConfig
 from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
+from segcore.models.fcn import FCN, FCNConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
 
 ModelConfig = (
@@ -36,6 +37,7 @@ ModelConfig = (
     | DilatedContextConfig
     | DUpsamplingConfig
     | EncNetConfig
+    | FCNConfig
     | PSPNetConfig
 )
 
@@ -48,6 +50,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "dfanet": DFANetConfig,
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
+    "fcn": FCNConfig,
     "pspnet": PSPNetConfig,
 }
 
@@ -60,11 +63,13 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DFANetConfig: DFANet,
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
+    FCNConfig: FCN,
     PSPNetConfig: PSPNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
+    "FCN",
     "MODELS",
     "DFANet",
     "DFANetConfig",
@@ -83,6 +88,7 @@ __all__ = [
     "DilatedContextConfig",
     "EncNet",
     "EncNetConfig",
+    "FCNConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",

@@ -3,6 +3,11 @@
 from typing import Any
 
 from segcore.backbones import OUTPUT_STRIDES
+from segcore.backbones.catalogue import backbone_spec
+
+VGG_BACKBONES = ("vgg16", "vgg16_bn")
+VGG_WIDTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)
+"""Shares of VGG-16's widths that a network can be built with."""
 
 
 def check_output_stride(output_stride: int) -> None:
@@ -15,6 +20,17 @@ def check_output_stride(output_stride: int) -> None:
         raise ValueError(f"output_stride is {output_stride}; it must be one of {OUTPUT_STRIDES}")
 
 
+def check_vgg(backbone: str, *, network: str) -> None:
+    """Refuse another backbone than VGG-16.
+
+    Raises:
+        ValueError: it is another, or none.
+    """
+    backbone_spec(backbone)
+    if backbone not in VGG_BACKBONES:
+        raise ValueError(f"{network} is built on VGG-16, not on {backbone!r}; known: {', '.join(VGG_BACKBONES)}")
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Refuse fields below 1.
 
@@ -24,6 +40,16 @@ def check_positive(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
+def check_width(width: float) -> None:
+    """Refuse a share of VGG-16's widths that is none of `VGG_WIDTHS`.
+
+    Raises:
+        ValueError: it is another number.
+    """
+    if width not in VGG_WIDTHS:
+        raise ValueError(f"width is {width}; expected one of {', '.join(map(str, VGG_WIDTHS))}")
 
 
 def check_not_negative(config: Any, *names: str) -> None:

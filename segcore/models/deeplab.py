@@ -42,7 +42,13 @@ from segcore.layers import (
 )
 from segcore.losses import cross_entropy
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
-from segcore.models.config_checks import check_dropout_and_momentum, check_output_stride, check_positive
+from segcore.models.config_checks import (
+    VGG_BACKBONES,
+    check_dropout_and_momentum,
+    check_output_stride,
+    check_positive,
+    check_vgg,
+)
 from segcore.models.contract import LossTerms, SegmentationOutput
 from segcore.models.heads import Decoder, Predictor, build_head, check_decoder, pointwise
 
@@ -50,7 +56,6 @@ LARGE_FOV_RATE = 12
 V2_RATES = (6, 12, 18, 24)
 """Dilations at output stride 8; elsewhere in inverse proportion, which keeps the distances in pixels."""
 LOW_LEVEL_STRIDES = (2, 4, 8, 16)
-VGG_BACKBONES = ("vgg16", "vgg16_bn")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,11 +84,7 @@ class DeepLabV1Config:
     """Of every batch normalisation (vgg16_bn)."""
 
     def __post_init__(self) -> None:
-        backbone_spec(self.backbone)
-        if self.backbone not in VGG_BACKBONES:
-            raise ValueError(
-                f"DeepLab V1 is built on VGG-16, not on {self.backbone!r}; known: {', '.join(VGG_BACKBONES)}"
-            )
+        check_vgg(self.backbone, network="DeepLab V1")
         check_output_stride(self.output_stride)
         check_positive(self, "channels")
         check_decoder(self.decoder, enlargement=self.enlargement)

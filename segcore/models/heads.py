@@ -43,7 +43,10 @@ MIN_ENLARGEMENT = 4
 
 
 class FixedDecoder:
-    """Base of configs whose last step enlarges by less than `MIN_ENLARGEMENT`, or not at all: no other decoder."""
+    """Base of configs whose last step no other decoder can replace.
+
+    It enlarges by less than `MIN_ENLARGEMENT` or not at all, or, as FCN's, its map does not begin where the image does.
+    """
 
     __slots__ = ()
 

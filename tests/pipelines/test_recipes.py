@@ -17,6 +17,7 @@ from segcore.classifier import ClassifierConfig
 from segcore.cost import count_multiply_adds
 from segcore.models import MODELS, DUpsamplingConfig, ModelConfig, at_output_stride, meta_model
 from segcore.networks import network_from_dict, segmentation_config
+from segcore.optim import poly_factor
 from tests.pipelines.learnable_dataset import tiny_recipe
 
 WHERE = ["--data", "d", "--output", "o", "--name", "n"]
@@ -25,6 +26,10 @@ TRAINING_IMAGES = {"voc": 10_582, "cityscapes": 2_975, "ade20k": 20_210, "pascal
 CLASSES = {"voc": 21, "cityscapes": 19, "ade20k": 150, "pascal_context": 60, "camvid": 11, "scenes": 8}
 PUBLISHED_STEPS = {
     "voc.table1_dupsampling_os16": 30_000,
+    "voc.fcn_32s_vgg16": 100_000,
+    "voc.fcn_16s_vgg16": 100_000,
+    "voc.fcn_8s_vgg16": 100_000,
+    "voc.fcn_8s_at_once_vgg16": 300_000,
     "voc.deeplab_v1_vgg16": 6_000,
     "voc.deeplab_v2_vgg16": 20_000,
     "voc.deeplab_v2_resnet101": 20_000,
@@ -45,6 +50,9 @@ PUBLISHED_STEPS = {
     "ade20k.deeplab_v3plus_xception65": 150_000,
     "ade20k.pspnet_resnet50": 150_000,
     "ade20k.pspnet_resnet101": 150_000,
+    "pascal_context.fcn_32s_vgg16": 300_000,
+    "pascal_context.fcn_16s_vgg16": 300_000,
+    "pascal_context.fcn_8s_vgg16": 300_000,
     "pascal_context.deeplab_v2_resnet101": 20_000,
     "pascal_context.dupsampling_xception65": 30_000,
     "pascal_context.dupsampling_xception71": 30_000,
@@ -131,6 +139,20 @@ def test_camvid_has_every_network_for_two_cores() -> None:
     for name in (name for name in small if "small_" in name):
         assert find_recipe(name).optim == find_recipe("camvid.deeplab_v3plus_efficientnet_lite0").optim
         assert "Ours" in (RECIPES[name].__doc__ or "") and "docs/log.md" in (RECIPES[name].__doc__ or "")
+
+
+@pytest.mark.parametrize("dataset", ["voc", "pascal_context"])
+def test_fcn_s_rates_of_a_mean_loss_move_weights_as_the_released_ones_of_a_summed_loss(dataset: str) -> None:
+    """A released step is rate * (sum of the pixels' gradients + decay * weight), 5e-4 the decay."""
+    released = {"fcn_32s": 1e-10, "fcn_16s": 1e-12, "fcn_8s": 1e-14}
+    released |= {"fcn_8s_at_once": 1e-10} if dataset == "voc" else {}
+    for name, rate in released.items():
+        recipe = find_recipe(f"{dataset}.{name}_vgg16")
+        assert recipe.optim.learning_rate == pytest.approx(rate * 375 * 500)
+        assert recipe.optim.learning_rate * recipe.optim.weight_decay == pytest.approx(rate * 5e-4)
+        assert (recipe.optim.momentum, recipe.optim.decoder_multiplier, recipe.batch_size) == (0.99, 1.0, 1)
+        late = poly_factor(999_900, total_steps=1_000_000, warmup_steps=0, power=recipe.optim.power)
+        assert late > 0.99
 
 
 def test_recipes_that_are_compared_differ_in_their_network_alone() -> None:

@@ -18,9 +18,9 @@ from pipelines.training_data import decoded
 from pipelines.training_inputs import TrainInputs, initial_state, open_inputs
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import LabelPCA, solve
-from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig
+from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig, FCNConfig, build_model
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
-from tests.pipelines.tiny_inputs import CLASS_NAMES, write_model
+from tests.pipelines.tiny_inputs import CLASS_NAMES, save_tiny_model, write_model
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +140,27 @@ def test_a_training_starts_from_the_whole_network_of_another(
     untouched = started.keys() - whole.keys()
     assert untouched and all(torch.equal(started[name], scratch[name]) for name in untouched)
     assert f"whole network in {given}" in caplog.text and sorted(untouched)[0] in caplog.text
+
+
+def test_a_network_without_batch_normalisation_takes_one_image_at_a_time(data: str) -> None:
+    recipe = dataclasses.replace(tiny_recipe(), batch_size=1)
+    with pytest.raises(ValueError, match=r"gives each of 1 worker\(s\) one image, which batch normalisation"):
+        open_with(recipe, data, None)
+    recipe = dataclasses.replace(recipe, model=FCNConfig(channels=8, width=0.0625))
+    assert open_with(recipe, data, None).steps_per_epoch == 38
+
+
+def test_a_stage_starts_from_the_model_folder_of_the_one_before(data: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = FCNConfig(variant="32s", channels=8, width=0.0625)
+    network = build_model(first, len(CLASS_NAMES))
+    torch.nn.init.normal_(network.get_submodule("head.scores.32").weight)
+    folder = save_tiny_model(tmp_path / "model", first, network)
+    recipe = dataclasses.replace(tiny_recipe(), model=dataclasses.replace(first, variant="16s"))
+    state = safetensors.torch.load(
+        initial_state(recipe, open_with(recipe, data, None), weights="none", start_from=folder)
+    )
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(state.pop(name), tensor)
+    assert state.keys() == {"head.scores.16.weight", "head.scores.16.bias"}
+    assert not any(tensor.any() for tensor in state.values())

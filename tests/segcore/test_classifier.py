@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from segcore.backbones import Backbone, backbone_state, build_backbone, load_backbone_weights
-from segcore.classifier import Classifier, ClassifierConfig
+from segcore.classifier import Classifier, ClassifierConfig, TextureEncoding
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.label_code import LabelCode
 from segcore.models import DeepLabV3PlusConfig, DFANetConfig, load_pretrained
@@ -119,7 +119,76 @@ def test_a_classifier_is_stored_and_restored_like_any_network() -> None:
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
 
 
+def test_deep_ten_has_the_layers_of_the_paper() -> None:
+    """ResNet-50 without its last layer, 2048 -> 128, 32 codewords of 128 with a factor each, 4096 -> 23."""
+    with torch.device("meta"):
+        network = Classifier(ClassifierConfig(num_codewords=32), 23)
+    trunk = 25_557_032 - 2049 * 1000
+    assert count_parameters(network).total == trunk + 2048 * 128 + 2 * 128 + 32 * 129 + 4097 * 23 == 23_868_791
+    assert not [name for name, _ in network.named_parameters() if name.split(".")[0] not in ("backbone", "pool", "fc")]
+
+
+def texture_network(num_codewords: int) -> Classifier:
+    torch.manual_seed(0)
+    config = ClassifierConfig(backbone="mobilenet_v3_small", num_codewords=num_codewords, encoded_channels=6)
+    return Classifier(config, 4).eval()
+
+
+def test_deep_ten_classifies_the_normalised_residuals_of_any_map() -> None:
+    network = texture_network(3)
+    features = []
+    network.backbone.register_forward_hook(lambda _module, _inputs, output: features.append(output[32]))
+    pool = cast(TextureEncoding, network.pool)
+    for height, width in ((64, 96), (33, 65)):
+        images = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            logits = network(images)
+            x_NLK = pool.reduce(features.pop()).flatten(2).transpose(1, 2)
+            residuals_NLQK = x_NLK[:, :, None] - pool.encoding.codewords_QK
+            shares_NLQ = (pool.encoding.smoothing_Q * residuals_NLQK.square().sum(dim=3)).softmax(dim=2)
+            vector = (shares_NLQ[..., None] * residuals_NLQK).sum(dim=1).flatten(1)
+            expected = network.fc(vector / vector.norm(dim=1, keepdim=True))
+        assert logits.shape == (2, 4)
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_codeword_is_the_direction_of_the_sum() -> None:
+    pool = cast(TextureEncoding, texture_network(1).pool)
+    x = torch.randn(2, pool.reduce.conv.in_channels, 3, 4)
+    with torch.no_grad():
+        sums = pool.reduce(x).sum(dim=(2, 3)) - 12 * pool.encoding.codewords_QK
+        torch.testing.assert_close(pool(x), sums / sums.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(pool(x.flip(3).transpose(2, 3)), pool(x))
+
+
+def test_every_parameter_of_deep_ten_learns() -> None:
+    network = texture_network(3).train()
+    network.loss(network(torch.randn(2, 3, 64, 64)), torch.tensor([0, 3])).total.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_deep_ten_fills_a_segmentation_network_s_backbone_alone() -> None:
+    network = texture_network(3)
+    deeplab = build_network(DeepLabV3PlusConfig(backbone="mobilenet_v3_small"), 3)
+    load_pretrained(deeplab, network.state_dict())
+    body = {name.removeprefix("backbone.") for name in network.state_dict() if name.startswith("backbone.")}
+    for name in body:
+        assert torch.equal(deeplab.state_dict()[f"backbone.{name}"], network.state_dict()[f"backbone.{name}"])
+
+
+def test_classifiers_without_codewords_are_stored_as_they_always_were() -> None:
+    assert network_to_dict(TINY).keys() == {
+        "network", "backbone", "dropout", "label_smoothing", "batch_norm_momentum"
+    }  # fmt: skip
+    texture = ClassifierConfig(backbone="resnet18", num_codewords=8, encoded_channels=16)
+    assert network_from_dict(network_to_dict(texture)) == texture
+    again = restore_network(texture, 3, Classifier(texture, 3).state_dict())
+    assert isinstance(again, Classifier) and again.fc.in_features == 128
+
+
 def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_codewords is -1 and encoded_channels 128; expected 0 or more"):
+        ClassifierConfig(num_codewords=-1)
     with pytest.raises(ValueError, match="weights do not fit a classifier of 4 classes on 'mobilenet_v3_small'"):
         restore_network(TINY, 4, Classifier(TINY, 3).state_dict())
     with pytest.raises(ValueError, match="unknown field.s. depth of a classifier; known: backbone, dropout"):

@@ -32,7 +32,7 @@ def test_it_is_the_formula_and_torchvision_s_block() -> None:
 
 
 def test_gates_do_not_depend_on_places_and_are_one_number_per_channel() -> None:
-    block, x = make(), features()
+    block, x = make().requires_grad_(False), features()
     order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
     shuffled = x.flatten(2)[:, :, order].unflatten(2, (6, 5))
     torch.testing.assert_close(block.gates(shuffled), block.gates(x), rtol=1e-12, atol=1e-12)

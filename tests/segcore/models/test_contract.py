@@ -23,6 +23,7 @@ from segcore.models import (
     DUpsampleConfig,
     DUpsamplingConfig,
     EncNetConfig,
+    FCNConfig,
     ModelConfig,
     PSPNetConfig,
     SegmentationOutput,
@@ -34,7 +35,7 @@ from segcore.models import (
     restore_model,
 )
 from segcore.models.contract import LossTerms
-from segcore.models.heads import MIN_ENLARGEMENT
+from segcore.models.heads import MIN_ENLARGEMENT, FixedDecoder
 
 NUM_CLASSES = 42
 HEIGHT, WIDTH = 97, 131
@@ -84,6 +85,11 @@ CASES |= {
     "encnet, one loss": EncNetConfig(
         backbone="resnet18", output_stride=32, channels=8, presence_weight=0.0, auxiliary_weight=0.0
     ),
+    "fcn": FCNConfig(channels=16, width=0.0625),
+    "fcn, 16s at once, learned": FCNConfig(
+        variant="16s", at_once=True, learned_upsampling=True, channels=16, width=0.0625
+    ),
+    "fcn, 32s": FCNConfig(backbone="vgg16_bn", variant="32s", channels=16, width=0.0625),
     "pspnet": PSPNetConfig(backbone="mobilenet_v3_small"),
     "pspnet, same padding": PSPNetConfig(backbone="efficientnet_lite0", output_stride=16, bins=(1, 4)),
     "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
@@ -93,7 +99,7 @@ CASES |= {
 CASES |= {
     f"{name}, dupsample": replace(config, decoder="dupsample", dupsample=SIX)
     for name, config in CASES.items()
-    if not isinstance(config, DUpsamplingConfig) and config.enlargement >= MIN_ENLARGEMENT
+    if not isinstance(config, DUpsamplingConfig | FixedDecoder) and config.enlargement >= MIN_ENLARGEMENT
 }
 
 AUXILIARY_TERMS: dict[str, set[str]] = {
@@ -117,7 +123,11 @@ def build(make_label_pca: Callable[..., LabelPCA]) -> Build:
         torch.manual_seed(0)
         size = needed_label_pca(config)
         label_pca = None if size is None else make_label_pca(num_classes=NUM_CLASSES, **size._asdict())
-        return build_model(config, NUM_CLASSES, label_pca=label_pca)
+        model = build_model(config, NUM_CLASSES, label_pca=label_pca)
+        for parameter in model.parameters():
+            if parameter.ndim > 1 and not parameter.any():  # FCN's scores: all the rest would be out of sight
+                nn.init.normal_(parameter, std=0.05)
+        return model
 
     return build_case
 
@@ -134,7 +144,8 @@ def test_every_network_has_a_case_here_with_each_decoder_that_it_can_have() -> N
     assert {str(config_to_dict(config)["network"]) for config in CASES.values()} == set(MODELS)
     cases = {(type(config), config.decoder) for config in CASES.values()}
     for config_type in MODELS.values():
-        if config_type().decoder == "bilinear" and config_type().enlargement >= MIN_ENLARGEMENT:
+        fixed = issubclass(config_type, FixedDecoder)
+        if not fixed and config_type().decoder == "bilinear" and config_type().enlargement >= MIN_ENLARGEMENT:
             assert (config_type, "dupsample") in cases
 
 
