@@ -47,7 +47,7 @@ def deeplab_v2_resnet101() -> Recipe:
     """DeepLab V2 on ResNet-101 at three sizes: 44.7 % mIoU on val with COCO, without CRF (45.7 with it), 60 classes.
 
     Chen et al., arXiv 1606.00915, table 6; both scores from memory. As on VOC, 20,000 steps of 10 crops of 321 x 321:
-    here 40 epochs of 499 steps (19,960). 145.0 G multiply-adds a crop with 60 classes, three sizes together.
+    here 40 epochs of 499 steps (19,960). 144.6 G multiply-adds a crop with 60 classes, three sizes together.
     """
     return published.deeplab_v2(DeepLabV2Config(), learning_rate=2.5e-4, crop_px=321, epochs=40)
 

@@ -154,7 +154,7 @@ def test_a_stage_starts_from_the_model_folder_of_the_one_before(data: str, tmp_p
     torch.manual_seed(1)
     first = FCNConfig(variant="32s", channels=8, width=0.0625)
     network = build_model(first, len(CLASS_NAMES))
-    torch.nn.init.normal_(network.get_submodule("head.scores.32").weight)
+    torch.nn.init.normal_(network.get_parameter("head.scores.32.weight"))
     folder = save_tiny_model(tmp_path / "model", first, network)
     recipe = dataclasses.replace(tiny_recipe(), model=dataclasses.replace(first, variant="16s"))
     state = safetensors.torch.load(

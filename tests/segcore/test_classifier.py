@@ -170,7 +170,7 @@ def test_every_parameter_of_deep_ten_learns() -> None:
 def test_deep_ten_fills_a_segmentation_network_s_backbone_alone() -> None:
     network = texture_network(3)
     deeplab = build_network(DeepLabV3PlusConfig(backbone="mobilenet_v3_small"), 3)
-    load_pretrained(deeplab, network.state_dict())
+    load_pretrained(deeplab, backbone_state(network.state_dict()))
     body = {name.removeprefix("backbone.") for name in network.state_dict() if name.startswith("backbone.")}
     for name in body:
         assert torch.equal(deeplab.state_dict()[f"backbone.{name}"], network.state_dict()[f"backbone.{name}"])

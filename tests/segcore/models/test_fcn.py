@@ -86,7 +86,7 @@ def test_every_crop_exists_for_every_side_from_1_to_1199() -> None:
 def test_scores_have_the_image_s_size_at_any_side(variant: Variant) -> None:
     model = meta_model(tiny(variant), 3)
     backbone = cast(DenseVGG, model.get_submodule("backbone"))
-    for height, width in zip((*range(1, 98, 3), 500), (*range(1199, 1101, -3), 375), strict=False):
+    for height, width in zip((*range(1, 98, 7), 500), (*range(1199, 1101, -7), 375), strict=True):
         images = torch.empty(1, 3, height, width, device="meta")
         assert model(images).logits_NCHW.shape == (1, 3, height, width)
         (fc7,), pools = backbone.with_features(images)
@@ -123,7 +123,7 @@ def test_the_transposed_convolution_is_bilinear_in_the_interior_and_fades_at_the
 def released(model: FCN, images: Tensor, *, scales: dict[int, float]) -> Tensor:
     """The prototxt in plain functions, in float64: pad 100, ceil pools, crops after the scores, whole kernels."""
     state = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    x, pools = images.double(), {}
+    x, pools = images.double(), dict[int, Tensor]()
     for index in VGG16_CONVOLUTIONS:
         name = f"backbone.trunk.body.features.{index}"
         padding = 100 if index == 0 else 1
@@ -194,7 +194,7 @@ def test_scores_start_at_zero_and_training_moves_them() -> None:
         optimiser.zero_grad()
         terms.total.backward()
         optimiser.step()
-        losses.append(float(terms.total))
+        losses.append(float(terms.total.detach()))
     assert losses[0] == pytest.approx(torch.tensor(5.0).log().item(), rel=1e-6) and losses[-1] < 0.9 * losses[0]
 
 
@@ -208,10 +208,10 @@ def test_each_stage_starts_from_the_scores_of_the_one_before() -> None:
         x = bilinear_transposed_convolution(first.head.scores["32"](fc7), 2)
         expected = bilinear_transposed_convolution(x, 16)[..., 27 : 27 + 64, 27 : 27 + 64]
         torch.testing.assert_close(second(images).logits_NCHW, expected)
-    nn.init.normal_(second.head.scores["16"].weight)
+    nn.init.normal_(second.get_parameter("head.scores.16.weight"))
     third = build_model(tiny("8s"), 5)
     start_from_whole(third, second.state_dict())
-    assert torch.equal(third.state_dict()["head.scores.16.weight"], second.head.scores["16"].weight)
+    assert torch.equal(third.state_dict()["head.scores.16.weight"], second.get_parameter("head.scores.16.weight"))
 
 
 def test_weights_of_other_widths_are_refused_and_change_nothing() -> None:
