@@ -15,7 +15,7 @@ def deep_ten_resnet50() -> Recipe:
     Zhang et al., arXiv 1612.02844, section 4.1: crops of 352 x 352 from images of 400, batches of 64 (the released
     code); rate 0.01, divided by 10 (poly here), weight decay 1e-4 and windows of 9 % to 100 % are from memory, the
     epochs are ours. Two sizes of crops in turn, with which 81.3 % were published (from memory), are not here. Give
-    --weights timm. 10.2 G multiply-adds a crop.
+    --weights timm. 10.1 G multiply-adds a crop.
     """
     return Recipe(
         model=ClassifierConfig(num_codewords=32, label_smoothing=0.0),
