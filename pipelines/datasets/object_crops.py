@@ -165,11 +165,12 @@ class CutObjects:
         objects = object_regions(labels_HW, self.classes, min_object_px=self.config.min_object_px)
         if not objects:
             return [], [NO_OBJECT]
+        notes: list[str] = []
         if self.config.stage == 1:
-            placed, notes = _around_objects(objects, self.config), []
+            placed = _around_objects(objects, self.config)
         else:
             placed, notes = _proposed(pixels_HW3, objects, self.config)
-        crops = []
+        crops: list[Crop] = []
         for name, box, class_index in placed:
             crop = self._crop(pixels_HW3, labels_HW, box, class_index, image_id=f"{image_id}/{name}")
             copies = self.repeats[class_index] if split == BALANCED_SPLIT else 1

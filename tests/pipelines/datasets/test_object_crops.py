@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import signal
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipelines import storage
 from pipelines.datasets.object_crops import (
     NO_OBJECT,
     NO_PROPOSAL,
+    ObjectClasses,
     ObjectCropsConfig,
     crop_labels,
     list_samples,
@@ -25,12 +26,14 @@ from pipelines.datasets.object_crops import (
 from pipelines.images import decode_image, decode_labels
 from pipelines.manifests import MANIFEST, read_manifest
 from pipelines.prepare import PrepareConfig, prepare
+from pipelines.prepare_shard import Shard, ShardJob, crop_rows, prepare_shard
 from pipelines.shards import KIND, PreparedDataset, open_dataset, read_part
 from segcore import IGNORE_INDEX
 from segcore.proposals import ProposalConfig, box_ious, propose
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, Pair, write_dataset
 
 SKY, ROAD, TREE = 0, 1, 2
+NEW_BACKGROUND = ObjectClasses(object_indices=(SKY, ROAD, TREE), background_index=0, shift=1)
 HEIGHT, WIDTH = 60, 80
 SEARCH = ProposalConfig(best=200, candidates=200, min_area_px=64)
 
@@ -108,19 +111,18 @@ def files_below(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_an_object_is_a_connected_region_of_its_class_that_is_large_enough(data: str) -> None:
+def test_an_object_is_a_connected_region_of_its_class_that_is_large_enough() -> None:
     labels_HW = PAIRS[1][1].copy()
     labels_HW[25, 70:75] = TREE
     labels_HW[45:47, 25:27] = TREE  # joined at the corner of the tree
-    classes = list_samples(config_of(data)).cut.classes  # type: ignore[attr-defined]
-    found = object_regions(labels_HW, classes, min_object_px=6)
+    found = object_regions(labels_HW, NEW_BACKGROUND, min_object_px=6)
     assert found == [
         (SKY, (3, 0, 60, 80), 60 * 80 - 240 - 340 - 600 - 225 - 4 - 5),
         (ROAD, (3, 0, 20, 20), 340),
         (ROAD, (40, 50, 60, 80), 600),
         (TREE, (30, 10, 47, 27), 229),
     ]
-    assert (TREE, (25, 70, 26, 75), 5) in object_regions(labels_HW, classes, min_object_px=5)
+    assert (TREE, (25, 70, 26, 75), 5) in object_regions(labels_HW, NEW_BACKGROUND, min_object_px=5)
 
 
 def test_a_stage_one_crop_keeps_the_class_of_its_object_and_makes_the_rest_background(data: str) -> None:
@@ -130,43 +132,34 @@ def test_a_stage_one_crop_keeps_the_class_of_its_object_and_makes_the_rest_backg
     values = [set(np.unique(row["labels"])) for row in rows.values()]
     assert values == [{0, ROAD + 1, IGNORE_INDEX}, {0, ROAD + 1}, {0, TREE + 1}]  # a new background comes first
     corner, _, tree = rows.values()
-    assert corner["window"] == (0, 1, 22, 21)  # (3, 0) to (20, 20) by 1.2, cut off at the image's border
+    assert corner["window"] == (0, 1, 22, 20)  # (3, 0) to (20, 20) by 1.2, cut off at the image's border
     assert tree["window"] == (8, 28, 18, 18)  # 15 px by 1.2: 1.44 times the area
     labelled = tree["labels"] == TREE + 1
     assert labelled.mean() == pytest.approx(1 / 1.44, abs=0.02)
     ignored = corner["labels"] == IGNORE_INDEX
-    assert ignored.mean() == pytest.approx(2 / 21, abs=0.02)
+    assert ignored.mean() == pytest.approx(2 / 20, abs=0.02)
 
 
 def test_other_regions_of_the_class_are_kept_and_other_classes_are_not() -> None:
     everything = np.array([[SKY, ROAD, TREE, IGNORE_INDEX]], np.uint8)
-    new = list_samples_classes(background="none of these")
+    new = NEW_BACKGROUND
     assert crop_labels(everything, new, ROAD).tolist() == [[0, ROAD + 1, 0, IGNORE_INDEX]]
     assert crop_labels(everything, new, None).tolist() == [[SKY + 1, ROAD + 1, TREE + 1, IGNORE_INDEX]]
-    known = list_samples_classes(background="road")
+    known = ObjectClasses(object_indices=(SKY, TREE), background_index=ROAD, shift=0)
     assert crop_labels(everything, known, TREE).tolist() == [[ROAD, ROAD, TREE, IGNORE_INDEX]]
     assert crop_labels(everything, known, None).tolist() == everything.tolist()
 
 
-def list_samples_classes(*, background: str) -> Any:
-    from pipelines.datasets.object_crops import ObjectClasses
-
-    if background in CLASS_NAMES:
-        index = CLASS_NAMES.index(background)
-        return ObjectClasses(object_indices=(SKY, TREE), background_index=index, shift=0)
-    return ObjectClasses(object_indices=(SKY, ROAD, TREE), background_index=0, shift=1)
-
-
 def test_crops_are_the_windows_resized_bilinearly_and_labels_by_the_nearest_pixel(data: str) -> None:
     pixels_HW3, labels_HW = PAIRS[0]
-    rows, _ = cut(config_of(data, stage=2, crop_px=40), PAIRS[0])
+    rows, _ = cut(config_of(data, stage=2, crop_px=64), PAIRS[0])  # 64: no pixel centre falls between two
     assert rows
     for row in rows.values():
         left, top, width, height = row["window"]
         window = (slice(top, top + height), slice(left, left + width))
-        resized = Image.fromarray(pixels_HW3[window]).resize((40, 40), Image.Resampling.BILINEAR)
+        resized = Image.fromarray(pixels_HW3[window]).resize((64, 64), Image.Resampling.BILINEAR)
         assert np.array_equal(row["pixels"], np.asarray(resized))
-        nearest = (np.arange(40) + 0.5) / 40
+        nearest = (np.arange(64) + 0.5) / 64
         source = labels_HW[window][(nearest * height).astype(int)][:, (nearest * width).astype(int)]
         assert np.array_equal(row["labels"], np.where(source == IGNORE_INDEX, source, source + 1))
 
@@ -201,7 +194,7 @@ def test_a_class_of_the_dataset_may_be_the_background(data: str) -> None:
 
 def test_the_largest_objects_are_kept_where_there_are_too_many(data: str) -> None:
     rows, _ = cut(config_of(data, background_class="sky", max_per_image=2), PAIRS[1])
-    assert [row["window"] for row in rows.values()] == [(0, 1, 22, 21), (47, 38, 33, 22)]
+    assert [row["window"] for row in rows.values()] == [(0, 1, 22, 20), (47, 38, 33, 22)]
 
 
 def test_an_image_smaller_than_a_crop_is_enlarged(data: str) -> None:
@@ -223,7 +216,7 @@ def test_an_image_without_objects_gives_no_crop_and_one_without_proposals_its_wh
 def test_objects_of_rare_classes_are_repeated_in_train_under_other_ids(data: str) -> None:
     config = config_of(data, background_class="sky", max_repeats=4)
     listing = list_samples(config)
-    assert listing.config["repeats"] == [1, 1, 1, 1]  # 6 roads and 3 trees, median 4.5: rounded 1 and 2 without ...
+    assert listing.config["repeats"] == [1, 1, 2, 1]  # 6 roads and 3 trees: the median is 4.5
     more = write_data(Path(data).parent / "rare", [*PAIRS, PAIRS[3], PAIRS[3], PAIRS[3]])
     config = dataclasses.replace(config, data=more)
     assert list_samples(config).config["repeats"] == [1, 1, 3, 1]  # 12 roads and 3 trees: the median is 7.5
@@ -299,23 +292,25 @@ def test_a_dataset_without_one_object_is_refused(tmp_path: Path) -> None:
         prepare(config)
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_an_image_that_cannot_be_decoded_is_listed_among_the_failures(tmp_path: Path) -> None:
+def test_a_part_that_was_changed_is_refused_and_becomes_a_failure_where_it_changes_later(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data")
     listing = list_samples(config_of(data))
     part = tmp_path / "data/train/part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(ValueError, match="part-00001.parquet is corrupt or was changed"):
         list_samples(config_of(data))
-    from pipelines.prepare_shard import Statistics, _UnusableError, crop_rows
-
-    statistics = Statistics.zero(5)
-    image = next(sample for sample in listing.samples if sample.part_uri.endswith("part-00001.parquet"))
-    with pytest.raises(_UnusableError, match="is corrupt or was changed"):
-        crop_rows(image, statistics, class_table=listing.class_table, cut=listing.cut)
+    shard = Shard(split="train", index=0, samples=listing.samples)
+    make_rows = partial(crop_rows, class_table=listing.class_table, cut=listing.cut)
+    output = str(tmp_path / "out")
+    job = ShardJob(
+        output=output, plan_digest="p", task="segmentation", num_classes=5, make_rows=make_rows, resume=False
+    )
+    failures = prepare_shard(shard, job).failures
+    assert [failure["image_id"] for failure in failures] == ["scene/002", "scene/003"]
+    assert all("part-00001.parquet is corrupt or was changed" in failure["reason"] for failure in failures)
     part.unlink()
-    with pytest.raises(_UnusableError, match="cannot be read: FileNotFoundError"):
-        crop_rows(image, statistics, class_table=listing.class_table, cut=listing.cut)
+    failures = prepare_shard(shard, job).failures
+    assert ["cannot be read: FileNotFoundError" in failure["reason"] for failure in failures] == [True, True]
 
 
 @pytest.mark.parametrize(("num_classes", "refused"), [(253, False), (254, True)])
@@ -369,4 +364,3 @@ def test_jpeg_is_the_default_and_close_to_the_original(data: str) -> None:
         assert crop.label == original.label
         difference = decode_image(crop.image).pixels_HW3.astype(int) - decode_image(original.image).pixels_HW3
         assert np.abs(difference).mean() < 4
-    assert Counter(len(crop.image) < len(original.image) for crop, original in zip(crops, without_loss, strict=True))
