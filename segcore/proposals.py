@@ -258,7 +258,8 @@ def _selective_search(image_HW3: NDArray[np.uint8], config: ProposalConfig) -> B
     boxes_K4 = _corners(search.process())
     sides_K2 = boxes_K4[:, 2:] - boxes_K4[:, :2]
     allowed_K = sides_K2.min(axis=1) * config.max_aspect_ratio >= sides_K2.max(axis=1)
-    return boxes_K4[allowed_K & (_areas(boxes_K4) >= config.min_area_px)]
+    kept_K4: Boxes = boxes_K4[allowed_K & (_areas(boxes_K4) >= config.min_area_px)]
+    return kept_K4
 
 
 def _ximgproc() -> Any:
@@ -273,10 +274,9 @@ def _ximgproc() -> Any:
 
 def _corners(rectangles: Any) -> Boxes:
     """OpenCV's x, y, width, height as boxes."""
-    found_K4 = np.asarray(rectangles, np.int32).reshape(-1, 4)
-    first_K2 = found_K4[:, 1::-1]
-    corners_K4: Boxes = np.concatenate([first_K2, first_K2 + found_K4[:, :1:-1]], axis=1)
-    return corners_K4
+    left, top, width, height = np.asarray(rectangles, np.int32).reshape(-1, 4).T
+    boxes_K4: Boxes = np.stack([top, left, top + height, left + width], axis=1)
+    return boxes_K4
 
 
 def _ranked(boxes_K4: Boxes, scores_K: NDArray[np.float32], count: int) -> Proposals:

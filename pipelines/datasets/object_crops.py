@@ -59,8 +59,9 @@ class ObjectCropsConfig:
     in both stages, so that one network trains on both: a class of index i has then index i + 1."""
     object_classes: tuple[str, ...] = ()
     """Classes whose regions are objects. Empty: all but the background."""
-    min_object_px: int = 100
-    """Smaller regions, in pixels of the image, are no objects: most are what something in front left visible."""
+    min_object_px: int = 400
+    """Smaller regions, in pixels of the image, are no objects: many are what something in front left visible, and all
+    are a blur at the size of a crop."""
     min_iou: float = 0.5
     """Intersection over union that a proposed box must have with the tight box of an object, in stage 2."""
     proposals: ProposalConfig = field(default_factory=partial(ProposalConfig, best=2000))

@@ -79,7 +79,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def config_of(data: str, **changes: Any) -> ObjectCropsConfig:
     """No repeats, without loss."""
-    config = ObjectCropsConfig(data=data, stage=1, crop_px=48, png=True, max_repeats=1, proposals=SEARCH)
+    config = ObjectCropsConfig(
+        data=data, stage=1, min_object_px=100, crop_px=48, png=True, max_repeats=1, proposals=SEARCH
+    )
     return dataclasses.replace(config, **changes)
 
 
