@@ -5,14 +5,16 @@
     python jobs/prepare.py scenes --output data/scenes
     python jobs/prepare.py class_folders --root ILSVRC --output data/imagenet --images-per-part 1024
     python jobs/prepare.py label_crops --data data/scenes --crops data/crops --output data/classified-crops
+    python jobs/prepare.py object_crops --data data/camvid --stage 1 --output data/objects --images-per-part 16
 
-Reads: a raw dataset in one of the layouts below; `camvid --help` and so on tell their options. The last two are for
-image classification, on which backbones are pre-trained.
+Reads: a raw dataset in one of the layouts below; `camvid --help` and so on tell their options. `class_folders` and
+`label_crops` are for image classification, on which backbones are pre-trained. `object_crops` gives DeconvNet's two
+training sets (crops of objects, crops of proposed boxes) with their label maps, from a dataset prepared before.
 
 Writes: SPLIT/part-00000.parquet ..., failures.parquet (pairs that cannot be used, and why), manifest.json (last).
 
-Takes about 10 ms of one core for an image of 480 x 360 (30 ms to draw a scene). A run that was
-killed is continued by the same command.
+Takes about 10 ms of one core for an image of 480 x 360 (30 ms to draw a scene). A run that was killed is continued by
+the same command.
 """
 
 import tyro

@@ -4,6 +4,8 @@
    from a hash of their ids, and cut it into shards. The order is mixed once, here, so that a reader who shuffles shards
    and a small buffer sees mixed batches though videos were listed frame by frame; and it depends on ids alone, not on
    how a folder happens to be listed.
+   Crops of a prepared dataset are made from shards of its images as they lie there, which have been mixed already; the
+   rows of a part are mixed then.
 2. One Ray task per shard writes a part and then its record (`pipelines.prepare_shard`). A run that was killed is
    continued by the same command: shards with a record and an intact part are skipped.
 3. Integer statistics are merged, `failures.parquet` and last `manifest.json` are written.
@@ -24,12 +26,13 @@ import tyro
 
 from pipelines import manifests, storage
 from pipelines.cluster import cluster_size, ray_cluster
-from pipelines.datasets import ClassifiedImage, Listing, Sample, list_dataset
+from pipelines.datasets import Listing, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
 from pipelines.datasets.class_folders import ClassFoldersConfig
 from pipelines.datasets.folder import FolderConfig
 from pipelines.datasets.label_crops import LabelCropsConfig
-from pipelines.datasets.listing import ClassificationListing
+from pipelines.datasets.listing import ClassificationListing, CropListing, Entry
+from pipelines.datasets.object_crops import ObjectCropsConfig
 from pipelines.datasets.scenes import ScenesConfig
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
@@ -38,9 +41,11 @@ from pipelines.prepare_shard import (
     ShardJob,
     ShardRecord,
     Statistics,
-    classification_row,
+    classification_rows,
+    crop_rows,
+    mixed,
     prepare_shard,
-    segmentation_row,
+    segmentation_rows,
 )
 from pipelines.progress import progress
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_FAILURES_SCHEMA, open_dataset, parquet_bytes, part_path
@@ -65,12 +70,14 @@ class PrepareConfig:
         | Annotated[ScenesConfig, tyro.conf.subcommand("scenes")]
         | Annotated[ClassFoldersConfig, tyro.conf.subcommand("class_folders")]
         | Annotated[LabelCropsConfig, tyro.conf.subcommand("label_crops")]
+        | Annotated[ObjectCropsConfig, tyro.conf.subcommand("object_crops")]
     )
     """Layout of the raw data."""
     output: str
     """Folder or URI of the prepared dataset: new, empty, or begun by the same command."""
     images_per_part: int = 64
-    """Images per Parquet file, at most 4096. A file is read whole, so that 5 to 50 MB are a good size."""
+    """Images per Parquet file, at most 4096. A file is read whole, so that 5 to 50 MB are a good size. `object_crops`:
+    images whose crops make a file; 8 to 16 are enough."""
     max_failures: float = 0.01
     """Share of images or pairs that may be unusable (they are listed in failures.parquet) before the job stops."""
     shuffle_seed: int = 0
@@ -127,8 +134,9 @@ def prepare(config: PrepareConfig) -> PrepareResult:
         plan_digest=manifests.digest(plan),
         task=listing.task,
         num_classes=len(listing.class_table.names),
-        make_row=_row_maker(listing),
+        make_rows=_row_maker(listing),
         resume=_begin(output, plan),
+        mix_seed=config.shuffle_seed if isinstance(listing, CropListing) else None,
     )
     records, failures = _run(config, listing, job)
     _finish(output, plan, listing, records, failures)
@@ -137,8 +145,10 @@ def prepare(config: PrepareConfig) -> PrepareResult:
 
 def _row_maker(listing: Listing) -> RowMaker:
     if isinstance(listing, ClassificationListing):
-        return classification_row
-    return partial(segmentation_row, class_table=listing.class_table, read=listing.read)
+        return classification_rows
+    if isinstance(listing, CropListing):
+        return partial(crop_rows, class_table=listing.class_table, cut=listing.cut)
+    return partial(segmentation_rows, class_table=listing.class_table, read=listing.read)
 
 
 def make_plan(listing: Listing, config: PrepareConfig) -> dict[str, Any]:
@@ -160,13 +170,17 @@ def make_plan(listing: Listing, config: PrepareConfig) -> dict[str, Any]:
 
 
 def cut_into_shards(listing: Listing, config: PrepareConfig) -> Iterator[Shard]:
-    """The shards of every split; the same for the same ids, seed and size, however the samples were listed."""
+    """The shards of every split; the same for the same ids, seed and size, however the samples were listed.
 
-    def mixed(sample: Sample | ClassifiedImage) -> bytes:
-        return hashlib.sha256(f"{config.shuffle_seed}/{sample.image_id}".encode()).digest()
+    Images of a prepared dataset stay in their order, so that a task reads few of its parts.
+    """
+
+    def position(sample: Entry) -> bytes:
+        return mixed(sample.image_id, seed=config.shuffle_seed)
 
     for split in _split_names(listing):
-        samples = iter(sorted((sample for sample in listing.samples if sample.split == split), key=mixed))
+        own: list[Entry] = [sample for sample in listing.samples if sample.split == split]
+        samples = iter(own if isinstance(listing, CropListing) else sorted(own, key=position))
         index = 0
         while chunk := tuple(islice(samples, config.images_per_part)):
             yield Shard(split=split, index=index, samples=chunk)
@@ -217,11 +231,18 @@ def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[S
             ray_cluster(num_cpus_needed=config.workers or 1, why=f"{config.workers or 1} prepare tasks"),
             progress(f"prepare {listing.name}", total=len(listing.samples), unit="images") as advance,
         ):
-            for record in _records(shards, job, num_workers=config.workers, stop=lambda: len(failures) > allowed):
+            for record, num_samples in _records(
+                shards, job, num_workers=config.workers, stop=lambda: len(failures) > allowed
+            ):
                 records.append(record)
                 failures.extend(record.failures)
-                advance(record.num_rows + len(record.failures))
+                advance(num_samples)
     failures.sort(key=lambda row: (row["split"], row["image_id"], row["reason"]))
+    if not failures and not any(record.num_rows for record in records):
+        raise ValueError(
+            f"none of the {num_pairs} images holds an object that is large enough, so there is no crop; "
+            "give a smaller --min-object-px, or other --object-classes"
+        )
     if len(failures) > allowed or not any(record.num_rows for record in records):
         _refuse(failures, f"{num_pairs} {listing.unit}", allowed=allowed, config=config, output=job.output)
     order = {split: position for position, split in enumerate(_split_names(listing))}
@@ -230,19 +251,22 @@ def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[S
 
 def _records(
     shards: Iterator[Shard], job: ShardJob, *, num_workers: int | None, stop: Callable[[], bool]
-) -> Iterator[ShardRecord]:
+) -> Iterator[tuple[ShardRecord, int]]:
+    """Each shard's record and number of samples, as they come."""
     import ray  # here, not above: `--help` need not wait for it
 
     task = ray.remote(num_cpus=1)(prepare_shard)
     workers = num_workers or max(cluster_size(), 1)
-    in_flight: list[Any] = []
+    in_flight: dict[Any, int] = {}
     while True:
         if not stop():
-            in_flight += [task.remote(shard, job) for shard in islice(shards, workers - len(in_flight))]
+            in_flight |= {
+                task.remote(shard, job): len(shard.samples) for shard in islice(shards, workers - len(in_flight))
+            }
         if not in_flight:
             return
-        (done, *_), in_flight = ray.wait(in_flight, num_returns=1)
-        yield ray.get(done)
+        (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+        yield ray.get(done), in_flight.pop(done)
 
 
 def _refuse(failures: list[dict[str, str]], of_all: str, *, allowed: int, config: PrepareConfig, output: str) -> None:
@@ -336,6 +360,8 @@ def _warn(total: Statistics, listing: Listing) -> None:
     for note, count in sorted(total.notes.items()):
         if note.startswith("EXIF orientation") and listing.task == "segmentation":
             logger.warning("%d images: %s; their labels must show the image upright", count, note)
+        elif isinstance(listing, CropListing):
+            logger.warning("%d images: %s", count, note)
 
 
 def _result(output: str, listing: Listing, *, already_complete: bool) -> PrepareResult:

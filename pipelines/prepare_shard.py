@@ -4,22 +4,26 @@ The record is the shard's commit: a part without a record, or whose bytes differ
 """
 
 import dataclasses
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.datasets.listing import ClassifiedImage, ClassTable, Sample
+from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, PreparedImage, Sample
 from pipelines.images import DecodedImage, ImageError, decode_image, decode_labels, encode_labels_png
-from pipelines.shards import FORMAT_VERSION, SCHEMAS, parquet_bytes, part_path
+from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
 from segcore import Task
 
 PROGRESS_FOLDER = "_progress"
+_SOURCE_COLUMNS = (*TRAINING_COLUMNS["segmentation"], "source")
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ class Shard:
 
     split: str
     index: int
-    samples: tuple[Sample | ClassifiedImage, ...]
+    samples: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,17 +46,20 @@ class ShardJob:
         plan_digest: names the run; a record of another plan is not believed.
         task: chooses the schema of a row.
         num_classes: C.
-        make_row: reads and checks a sample, adds it to the statistics, and returns its row: `segmentation_row` with
-            its settings, or `classification_row`. Picklable.
+        make_rows: reads and checks a sample, adds it to the statistics, and returns its rows: `segmentation_rows` or
+            `crop_rows` with their settings, or `classification_rows`. Picklable.
         resume: look for parts of an earlier run.
+        mix_seed: the rows of a part are put in the order of `mixed` with this seed; None leaves them in that of the
+            samples.
     """
 
     output: str
     plan_digest: str
     task: Task
     num_classes: int
-    make_row: "RowMaker"
+    make_rows: "RowMaker"
     resume: bool
+    mix_seed: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +106,11 @@ class Statistics:
             self.channel_sums[channel] += int(counts @ levels)
             self.channel_square_sums[channel] += int(counts @ levels**2)
         self.num_pixels += image.pixels_HW3.shape[0] * image.pixels_HW3.shape[1]
-        self.notes = dict(Counter(self.notes) + Counter(note.split(" (")[0] for note in image.notes))
+        self.note(image.notes)
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Count one image for each kind of note; what follows in brackets is not part of the kind."""
+        self.notes = dict(Counter(self.notes) + Counter(note.split(" (")[0] for note in notes))
 
     def merge(self, other: "Statistics") -> None:
         """Add what another state has seen."""
@@ -143,9 +154,11 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
     failures: list[dict[str, str]] = []
     for sample in shard.samples:
         try:
-            rows.append(job.make_row(sample, statistics))
+            rows += job.make_rows(sample, statistics)
         except _UnusableError as failure:
             failures.append(failure.row(sample))
+    if job.mix_seed is not None:
+        rows.sort(key=lambda row: mixed(row["image_id"], seed=job.mix_seed))
     data = parquet_bytes(rows, SCHEMAS[job.task]) if rows else b""
     if rows:
         storage.write_atomic(storage.join(job.output, part_path(shard.split, shard.index)), data)
@@ -167,6 +180,11 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
     return record
 
 
+def mixed(image_id: str, *, seed: int | None) -> bytes:
+    """Sorts images into an order without order, always the same one."""
+    return hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+
+
 class _UnusableError(Exception):
     """Stays within this module: a sample that goes to the failures, and which of its files is at fault."""
 
@@ -174,26 +192,27 @@ class _UnusableError(Exception):
         super().__init__(reason)
         self.stage, self.uri, self.reason = stage, uri, reason
 
-    def row(self, sample: Sample | ClassifiedImage) -> dict[str, str]:
+    def row(self, sample: Entry) -> dict[str, str]:
         """A row of SHARD_FAILURES_SCHEMA."""
         names = {"image_id": sample.image_id, "split": sample.split}
         return names | {"source": self.uri, "stage": self.stage, "reason": self.reason}
 
 
-RowMaker = Callable[[Any, Statistics], dict[str, Any]]
-"""A sample and the statistics of its shard -> its row."""
+Row = dict[str, Any]
+RowMaker = Callable[[Any, Statistics], list[Row]]
+"""A sample and the statistics of its shard -> its rows."""
 
 
-def classification_row(sample: ClassifiedImage, statistics: Statistics) -> dict[str, Any]:
-    """A row of CLASSIFICATION_SCHEMA."""
+def classification_rows(sample: ClassifiedImage, statistics: Statistics) -> list[Row]:
+    """One row of CLASSIFICATION_SCHEMA."""
     try:
         image_bytes = storage.read_bytes(sample.image_uri)
     except OSError as error:
         raise _unreadable(sample.image_uri, error) from error
-    image = _decoded(image_bytes, sample)
+    image = _decoded(image_bytes, sample.image_uri)
     statistics.update_class(image, sample.class_index)
     height, width = image.pixels_HW3.shape[:2]
-    return {
+    row = {
         "image_id": sample.image_id,
         "image": image_bytes,
         "class_index": sample.class_index,
@@ -202,22 +221,54 @@ def classification_row(sample: ClassifiedImage, statistics: Statistics) -> dict[
         "source": sample.image_uri,
         "image_sha256": storage.sha256(image_bytes),
     }
+    return [row]
 
 
-def segmentation_row(
+def segmentation_rows(
     sample: Sample,
     statistics: Statistics,
     *,
     class_table: ClassTable,
     read: Callable[[Sample], tuple[bytes, bytes]],
-) -> dict[str, Any]:
-    """A row of SHARD_SCHEMA."""
+) -> list[Row]:
+    """One row of SHARD_SCHEMA."""
     try:
         image_bytes, label_bytes = read(sample)
     except OSError as error:
         uri = sample.label_uri if sample.label_uri in str(error) else sample.image_uri
         raise _unreadable(uri, error) from error
-    image = _decoded(image_bytes, sample)
+    return [_segmentation_row(sample, image_bytes, label_bytes, statistics, class_table)]
+
+
+def crop_rows(image: PreparedImage, statistics: Statistics, *, class_table: ClassTable, cut: Cut) -> list[Row]:
+    """A row of SHARD_SCHEMA for each crop; its source ends in `#xywh=` and the window, as media fragments do."""
+    try:
+        source = _prepared_part(image.part_uri, image.part_sha256).slice(image.row, 1).to_pylist()[0]
+    except OSError as error:
+        raise _unreadable(image.part_uri, error) from error
+    except ValueError as error:  # it was changed
+        raise _UnusableError("fetch", image.part_uri, str(error)) from error
+    pixels_HW3 = _decoded(source["image"], image.part_uri).pixels_HW3
+    labels_HW = decode_labels(source["label"]).astype(np.uint8)
+    crops, notes = cut(pixels_HW3, labels_HW, image_id=image.image_id, split=image.split)
+    statistics.note(notes)
+    rows = []
+    for crop in crops:
+        uri = f"{source['source']}#xywh={','.join(map(str, crop.window))}"
+        sample = Sample(image_id=crop.image_id, split=image.split, image_uri=uri, label_uri=uri)
+        rows.append(_segmentation_row(sample, crop.image, crop.label, statistics, class_table))
+    return rows
+
+
+@lru_cache(maxsize=1)  # the images of a shard lie one after the other in a part or two
+def _prepared_part(uri: str, sha256: str) -> pa.Table:
+    return parse_part(storage.read_bytes(uri), name=uri, sha256=sha256, columns=_SOURCE_COLUMNS)
+
+
+def _segmentation_row(
+    sample: Sample, image_bytes: bytes, label_bytes: bytes, statistics: Statistics, class_table: ClassTable
+) -> Row:
+    image = _decoded(image_bytes, sample.image_uri)
     try:
         labels_HW = class_table.class_indices(decode_labels(label_bytes))
         _check_sizes(image, labels_HW)
@@ -239,11 +290,11 @@ def _unreadable(uri: str, error: OSError) -> _UnusableError:
     return _UnusableError("fetch", uri, f"cannot be read: {type(error).__name__}: {error}")
 
 
-def _decoded(image_bytes: bytes, sample: Sample | ClassifiedImage) -> DecodedImage:
+def _decoded(image_bytes: bytes, uri: str) -> DecodedImage:
     try:
         return decode_image(image_bytes)
     except ImageError as error:
-        raise _UnusableError(error.stage, sample.image_uri, f"image: {error}") from error
+        raise _UnusableError(error.stage, uri, f"image: {error}") from error
 
 
 def _check_sizes(image: DecodedImage, labels_HW: NDArray[np.uint8]) -> None:

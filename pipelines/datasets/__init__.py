@@ -1,7 +1,8 @@
 """Importers of public layouts, one file each. An importer lists samples; `pipelines.prepare` reads and checks them.
 
 To add one: a frozen config whose docstrings are the help text, `list_samples(config) -> DatasetListing` (or
-`ClassificationListing`: one class per image, to pre-train backbones on), an entry in `DATASETS` and in the subcommands
+`ClassificationListing`: one class per image, to pre-train backbones on; `CropListing`: pieces of images that were
+prepared before), an entry in `DATASETS` and in the subcommands
 of `pipelines.prepare.PrepareConfig`, and a generator of fake data in the real layout (`tests/data/<name>/make.py`).
 """
 
@@ -9,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.datasets import camvid, class_folders, folder, label_crops, scenes
+from pipelines.datasets import camvid, class_folders, folder, label_crops, object_crops, scenes
 from pipelines.datasets.listing import (
     ClassificationListing,
     ClassifiedImage,
     ClassTable,
+    CropListing,
     DatasetListing,
     Sample,
     Unpaired,
@@ -24,6 +26,7 @@ __all__ = [
     "ClassTable",
     "ClassificationListing",
     "ClassifiedImage",
+    "CropListing",
     "DatasetConfig",
     "DatasetListing",
     "Importer",
@@ -39,8 +42,9 @@ DatasetConfig = (
     | scenes.ScenesConfig
     | class_folders.ClassFoldersConfig
     | label_crops.LabelCropsConfig
+    | object_crops.ObjectCropsConfig
 )
-Listing = DatasetListing | ClassificationListing
+Listing = DatasetListing | ClassificationListing | CropListing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,7 @@ DATASETS: dict[str, Importer] = {
     "scenes": Importer(config_type=scenes.ScenesConfig, list_samples=scenes.list_samples),
     "class_folders": Importer(config_type=class_folders.ClassFoldersConfig, list_samples=class_folders.list_samples),
     "label_crops": Importer(config_type=label_crops.LabelCropsConfig, list_samples=label_crops.list_samples),
+    "object_crops": Importer(config_type=object_crops.ObjectCropsConfig, list_samples=object_crops.list_samples),
 }
 
 

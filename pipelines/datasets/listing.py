@@ -1,12 +1,13 @@
 """What an importer of a public layout hands to `prepare`: a class table, and which files belong together.
 
 `DatasetListing` for segmentation (image and label file), `ClassificationListing` for image classification (image and
-index of its class). Both name their task, their class table and their samples.
+index of its class), `CropListing` for pieces of the images of a prepared dataset. All name their task, their class
+table and their samples.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,50 @@ class ClassifiedImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedImage:
+    """One image of a prepared segmentation dataset, by its place there.
+
+    Attributes:
+        image_id, split: there.
+        part_uri, part_sha256: the file that holds it.
+        row: in that file.
+    """
+
+    image_id: str
+    split: str
+    part_uri: str
+    part_sha256: str
+    row: int
+
+
+Entry = Sample | ClassifiedImage | PreparedImage
+"""What a shard consists of."""
+
+
+class Crop(NamedTuple):
+    """A piece of an image with its label map.
+
+    Attributes:
+        image_id: unique within the new dataset.
+        window: left column, top row, width and height in the image, in pixels.
+        image, label: encoded; class indices of the new dataset.
+    """
+
+    image_id: str
+    window: tuple[int, int, int, int]
+    image: bytes
+    label: bytes
+
+
+class Cut(Protocol):
+    """Crops of an image, and what is to be noted about it. Picklable."""
+
+    def __call__(
+        self, pixels_HW3: NDArray[np.uint8], labels_HW: NDArray[np.uint8], *, image_id: str, split: str
+    ) -> tuple[list[Crop], list[str]]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unpaired:
     """A file that has no partner, found while listing."""
 
@@ -175,6 +220,26 @@ class ClassificationListing:
     def __post_init__(self) -> None:
         """Refuse ids that stand twice."""
         _refuse_ids_that_stand_twice(self.name, self.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropListing:
+    """A segmentation dataset of pieces of prepared images. What is not told here is as in `DatasetListing`.
+
+    Attributes:
+        samples: the prepared images, in the order in which they lie in their files.
+        class_table: of the crops, whose label maps hold class indices.
+        cut: the crops of an image, any number of them.
+    """
+
+    name: str
+    config: dict[str, Any]
+    class_table: ClassTable
+    samples: tuple[PreparedImage, ...]
+    cut: Cut
+    unpaired: tuple[Unpaired, ...] = field(default=())
+    task: ClassVar[Task] = "segmentation"
+    unit: ClassVar[str] = "images"
 
 
 def _refuse_ids_that_stand_twice(name: str, samples: Sequence[Sample | ClassifiedImage]) -> None:

@@ -16,7 +16,7 @@ from pipelines.datasets.files import read_files
 from pipelines.datasets.folder import FolderConfig, list_samples
 from pipelines.datasets.listing import ClassTable
 from pipelines.images import decode_image, decode_labels
-from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_row
+from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_rows
 from pipelines.shards import SHARD_SCHEMA, parse_part
 from tests.data.folder.make import make_folder
 
@@ -33,20 +33,20 @@ def work(tmp_path: Path) -> tuple[Shard, ShardJob]:
         plan_digest="p",
         task="segmentation",
         num_classes=3,
-        make_row=partial(segmentation_row, class_table=listing.class_table, read=listing.read),
+        make_rows=partial(segmentation_rows, class_table=listing.class_table, read=listing.read),
         resume=False,
     )
     return Shard(split="train", index=0, samples=listing.samples), job
 
 
 def table_of(job: ShardJob) -> ClassTable:
-    assert isinstance(job.make_row, partial)
-    table: ClassTable = job.make_row.keywords["class_table"]
+    assert isinstance(job.make_rows, partial)
+    table: ClassTable = job.make_rows.keywords["class_table"]
     return table
 
 
 def with_table(job: ShardJob, class_table: ClassTable) -> ShardJob:
-    return dataclasses.replace(job, make_row=partial(segmentation_row, class_table=class_table, read=read_files))
+    return dataclasses.replace(job, make_rows=partial(segmentation_rows, class_table=class_table, read=read_files))
 
 
 def save(array: NDArray[np.uint8], path: Path, *, exif: Image.Exif | None = None) -> None:
