@@ -355,7 +355,7 @@ def _refuse_one_class(total: Statistics, listing: Listing) -> None:
 
 def _warn(total: Statistics, listing: Listing) -> None:
     absent = [name for name, images in zip(listing.class_table.names, total.class_images_C, strict=True) if not images]
-    if absent:
+    if absent and not isinstance(listing, CropListing):  # whose classes that are no objects may be nowhere
         logger.warning("no image holds the class %s: check the class table and the files", ", ".join(absent))
     for note, count in sorted(total.notes.items()):
         if note.startswith("EXIF orientation") and listing.task == "segmentation":
