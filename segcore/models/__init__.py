@@ -25,6 +25,8 @@ from segcore.models.dfanet import DFANet, DFANetConfig
 from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
+from segcore.models.enet import ENet, ENetConfig
+from segcore.models.espnet import ESPNet, ESPNetConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
 
 ModelConfig = (
@@ -36,6 +38,8 @@ ModelConfig = (
     | DilatedContextConfig
     | DUpsamplingConfig
     | EncNetConfig
+    | ENetConfig
+    | ESPNetConfig
     | PSPNetConfig
 )
 
@@ -48,6 +52,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "dfanet": DFANetConfig,
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
+    "enet": ENetConfig,
+    "espnet": ESPNetConfig,
     "pspnet": PSPNetConfig,
 }
 
@@ -60,6 +66,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DFANetConfig: DFANet,
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
+    ENetConfig: ENet,
+    ESPNetConfig: ESPNet,
     PSPNetConfig: PSPNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
@@ -81,6 +89,10 @@ __all__ = [
     "DeepLabV3PlusConfig",
     "DilatedContext",
     "DilatedContextConfig",
+    "ENet",
+    "ENetConfig",
+    "ESPNet",
+    "ESPNetConfig",
     "EncNet",
     "EncNetConfig",
     "LabelPCASize",
