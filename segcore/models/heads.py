@@ -102,8 +102,8 @@ class TransposedHead(nn.Module):
         nn.init.trunc_normal_(self.enlarge.weight, std=0.01)
 
     def forward(self, x_NKhw: Tensor, *, height: int, width: int) -> SegmentationOutput:
-        """Scores at the image's size, in contiguous layout whatever the map's (see `enlarge_scores`)."""
-        return SegmentationOutput(logits_NCHW=self.enlarge(x_NKhw.contiguous())[..., :height, :width])
+        """Scores at the image's size, in the map's memory layout: a copy of them would take longer than it saves."""
+        return SegmentationOutput(logits_NCHW=self.enlarge(x_NKhw)[..., :height, :width])
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
         """Cross-entropy at full resolution; labels are never resized."""

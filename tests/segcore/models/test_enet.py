@@ -24,9 +24,9 @@ WHOLE, ENCODER = ENetConfig(), ENetConfig(stage="encoder")
 LAYOUTS: tuple[Layout, ...] = ("paper", "davidtvs")
 
 
-def conv(x: Tensor, convolution: nn.Module, **settings: int) -> Tensor:
+def conv(x: Tensor, convolution: nn.Module, *, stride: int = 1, dilation: int = 1) -> Tensor:
     assert isinstance(convolution, nn.Conv2d)
-    return F.conv2d(x, convolution.weight, padding=convolution.padding, **settings)  # type: ignore[arg-type]
+    return F.conv2d(x, convolution.weight, stride=stride, padding=convolution.padding, dilation=dilation)
 
 
 def norm(x: Tensor, layer: nn.Module, epsilon: float = 1e-3) -> Tensor:
@@ -158,7 +158,7 @@ def test_upsampling_puts_the_shortcut_where_the_encoder_s_maxima_were() -> None:
     new = F.relu(norm(conv(x, part("reduce.0")), part("reduce.1")))
     new = F.conv_transpose2d(new, block.get_parameter("main.0.weight"), stride=2)
     new = norm(conv(F.relu(norm(new, part("main.1"))), part("expand.0")), part("expand.1"))
-    shortcut = F.max_unpool2d(norm(conv(x, part("shortcut.0")), part("shortcut.1")), switches, 2)
+    shortcut = F.max_unpool2d(norm(conv(x, part("shortcut.0")), part("shortcut.1")), switches, (2, 2))
     torch.testing.assert_close(block(x, switches), F.relu(shortcut + new))
 
 
@@ -181,7 +181,7 @@ def test_the_decoder_unpools_with_its_own_stage_s_switches() -> None:
     with torch.no_grad():
         for name in ("up4", "up5"):
             model.get_parameter(f"upsampling.{name}.expand.1.weight").zero_()
-        maps = model.backbone(images)  # type: ignore[operator]
+        maps = model.backbone(images)
         fine, coarse = maps.switches_NKhw
         assert (fine.shape[1:], coarse.shape[1:]) == ((16, 8, 12), (64, 4, 6))
         up4 = model.get_submodule("upsampling.up4")(maps.coarse_NKhw, coarse)
@@ -206,7 +206,7 @@ def test_the_whole_network_starts_from_the_encoder_s_training(layout: Layout) ->
         assert torch.equal(tensor, trained[name] if name in common else own[name]), name
     images = torch.randn(1, 3, 32, 48)
     with torch.no_grad():
-        maps = [model.eval().backbone(images).coarse_NKhw for model in (encoder, whole)]  # type: ignore[operator]
+        maps = [model.eval().backbone(images).coarse_NKhw for model in (encoder, whole)]
     assert torch.equal(*maps)
 
 
