@@ -29,6 +29,8 @@ from segcore.models import (
     DUpsampleConfig,
     DUpsamplingConfig,
     EncNetConfig,
+    ENetConfig,
+    ESPNetConfig,
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
@@ -175,6 +177,39 @@ def other_rows() -> list[Row]:
     ]
 
 
+def light_rows() -> list[Row]:
+    """Networks for fast machines of little memory, at the sizes of their papers and at 512 x 1024."""
+    return [
+        Row(
+            name="ENet",
+            config=ENetConfig(),
+            num_classes=19,
+            height=360,
+            width=640,
+            parameters=0.37,
+            multiply_adds=1.9,
+            score="58.3 Cityscapes test (prints 3.8 GFLOPs, two per multiply-add)",
+        ),
+        Row(
+            name="ENet, layout davidtvs",
+            config=ENetConfig(layout="davidtvs"),
+            num_classes=19,
+            height=512,
+            width=1024,
+            score="42.35 Cityscapes val (davidtvs/PyTorch-ENet)",
+        ),
+        half("ENet's encoder", ENetConfig(stage="encoder"), "-"),
+        half("ENet", ENetConfig(), "58.3 Cityscapes test, 51.3 CamVid test"),
+        half("ESPNet-C", ESPNetConfig(stage="encoder"), "-"),
+        half("ESPNet", ESPNetConfig(), "60.3 Cityscapes test", size=0.36),
+    ]
+
+
+def half(name: str, config: ModelConfig, score: str, *, size: float = 0.0) -> Row:
+    """A row with Cityscapes' images at half of their size."""
+    return Row(name=name, config=config, num_classes=19, height=512, width=1024, parameters=size, score=score)
+
+
 def latency(row: Row) -> float:
     """Median seconds of one image."""
     model = blank_model(row.config, row.num_classes)
@@ -221,7 +256,7 @@ def main() -> int:
     header = (
         "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
     )  # fmt: skip
-    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows())]
+    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows(), *light_rows())]
     text = f"""# Networks
 
 Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one

@@ -1,7 +1,7 @@
 """Recipes on CamVid (SegNet's split: 367 training, 101 validation, 233 test images of 360 x 480, 11 classes).
 
-`dilated_context_vgg16`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`); DFANet's are for
-images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`. `small_...` are
+`dilated_context_vgg16`, `enet`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`); DFANet's are
+for images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`. `small_...` are
 ours: one of each other network, with equal augmentation and optimiser, for minutes on two cores; what came out stands
 in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in small: see the comment
 above them.
@@ -23,6 +23,8 @@ from segcore.models import (
     DUpsampleConfig,
     DUpsamplingConfig,
     EncNetConfig,
+    ENetConfig,
+    ESPNetConfig,
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
@@ -115,6 +117,23 @@ def dfanet_b() -> Recipe:
     return published.dfanet("dfanet_xception_b", crop_height=720, crop_width=960, epochs=800)
 
 
+def enet_encoder() -> Recipe:
+    """ENet's encoder with a 1x1 classifier: no published score; the first half of `enet`.
+
+    Paszke et al., arXiv 1606.02147. Settings as `enet`. 1.00 G multiply-adds a crop.
+    """
+    return published.enet(ENetConfig(stage="encoder"), height=360, width=480, epochs=300)
+
+
+def enet() -> Recipe:
+    """ENet: 51.3 % mIoU on the test set. Give --start-from of `enet_encoder`.
+
+    Paszke et al., arXiv 1606.02147, table of CamVid results. Whole images of 360 x 480, the released code's; 300 epochs
+    of 36 steps are its default. 1.28 G multiply-adds a crop.
+    """
+    return published.enet(ENetConfig(), height=360, width=480, epochs=300)
+
+
 def small_deeplab_v1() -> Recipe:
     """DeepLab V1 in small: VGG-16 with batch normalisation, fc6 and fc7 of 256 channels, crops of 96 x 128. Ours.
 
@@ -196,6 +215,42 @@ def small_dfanet_b() -> Recipe:
     crops of CamVid's labels. Minutes on two cores, figures in docs/log.md. 0.1 G multiply-adds a crop.
     """
     return _small(DFANetConfig(backbone="dfanet_xception_b", classifier_classes=CROP_CLASSES))
+
+
+def small_enet_encoder() -> Recipe:
+    """ENet's encoder in small: crops of 192 x 256. Ours; the first half of `small_enet`.
+
+    The network of Paszke et al. (arXiv 1606.02147): `enet_encoder`. Minutes on two cores, figures in docs/log.md. 0.3 G
+    multiply-adds a crop.
+    """
+    return _small(ENetConfig(stage="encoder"))
+
+
+def small_enet() -> Recipe:
+    """ENet in small: crops of 192 x 256. Ours.
+
+    The network of Paszke et al. (arXiv 1606.02147): `enet`. Give --start-from of `small_enet_encoder`. Minutes on two
+    cores, figures in docs/log.md. 0.4 G multiply-adds a crop.
+    """
+    return _small(ENetConfig())
+
+
+def small_espnet_c() -> Recipe:
+    """ESPNet-C in small: crops of 192 x 256. Ours; the first half of `small_espnet`.
+
+    The network of Mehta et al. (arXiv 1803.06815), which has no CamVid that we know. Minutes on two cores, figures in
+    docs/log.md. 0.3 G multiply-adds a crop.
+    """
+    return _small(ESPNetConfig(stage="encoder"))
+
+
+def small_espnet() -> Recipe:
+    """ESPNet in small: crops of 192 x 256. Ours.
+
+    The network of Mehta et al. (arXiv 1803.06815), which has no CamVid that we know. Give --start-from of
+    `small_espnet_c`. Minutes on two cores, figures in docs/log.md. 0.4 G multiply-adds a crop.
+    """
+    return _small(ESPNetConfig())
 
 
 def _on_gpu(model: ModelConfig) -> Recipe:

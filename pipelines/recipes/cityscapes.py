@@ -2,7 +2,8 @@
 
 `pipelines.recipes.published` says what they share. Give --weights timm: VGG-16, ResNet and Xception start from
 ImageNet. DFANet takes our own classifiers, --weights OUTPUT/NAME/model of the recipes `imagenet.dfanet_xception_a`
-and `..._b`; without them it loses about 10 points (its author). None has been run here.
+and `..._b`; without them it loses about 10 points (its author). ENet and ESPNet start from random weights, with their
+encoder; --start-from OUTPUT/NAME/model of that training begins the whole network. None has been run here.
 """
 
 from pipelines.recipes import published
@@ -13,6 +14,8 @@ from segcore.models import (
     DeepLabV3PlusConfig,
     DilatedContextConfig,
     EncNetConfig,
+    ENetConfig,
+    ESPNetConfig,
 )
 
 SCALES = (0.75, 1.0, 1.25)
@@ -133,6 +136,44 @@ def dfanet_b() -> Recipe:
     Li et al., arXiv 1904.02216, table 5. Settings as `dfanet_a`. 2.06 G multiply-adds a crop (published: 2.1).
     """
     return published.dfanet("dfanet_xception_b", crop_height=1024, crop_width=1024, epochs=600)
+
+
+def enet_encoder() -> Recipe:
+    """ENet's encoder with a 1x1 classifier: no published score; the first half of `enet`.
+
+    Paszke et al., arXiv 1606.02147. Settings as `enet`. 3.04 G multiply-adds a crop.
+    """
+    return _enet(ENetConfig(stage="encoder"))
+
+
+def enet() -> Recipe:
+    """ENet: 58.3 % mIoU on the test set, at one scale. Give --start-from of `enet_encoder`.
+
+    Paszke et al., arXiv 1606.02147, table of Cityscapes results. Images of 512 x 1024; the released code's own default
+    for Cityscapes is 256 x 512. 300 epochs are that code's. 4.04 G multiply-adds a crop.
+    """
+    return _enet(ENetConfig())
+
+
+def espnet_c() -> Recipe:
+    """ESPNet-C, ESPNet's encoder with a 1x1 classifier: no published score checked; the first half of `espnet`.
+
+    Mehta et al., arXiv 1803.06815. Batches of 12 (released code). 3.47 G multiply-adds a crop.
+    """
+    return published.espnet(ESPNetConfig(stage="encoder"), batch_size=12)
+
+
+def espnet() -> Recipe:
+    """ESPNet: 60.3 % mIoU on the test set, at one scale. Give --start-from of `espnet_c`.
+
+    Mehta et al., arXiv 1803.06815, table of Cityscapes results. Batches of 6 (released code). 4.67 G multiply-adds a
+    crop.
+    """
+    return published.espnet(ESPNetConfig(), batch_size=6)
+
+
+def _enet(model: ENetConfig) -> Recipe:
+    return published.enet(model, height=512, width=1024, epochs=300, long_side_px=1024)
 
 
 def _v3plus(backbone: str) -> Recipe:

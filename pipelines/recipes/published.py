@@ -1,11 +1,12 @@
 """How the papers train and evaluate their networks, for recipes on several datasets: these say crop, epochs and scores.
 
 What our fields force on all of them: the schedule is poly by steps (as in all these papers but FCN, whose rate is
-fixed, and DeepLab V1 and the dilated networks, which divide the rate by 10); its length is in epochs, the published
-iterations times the batch over the number of training images; one rate holds for the backbone, one multiple of it for
-the rest; validation during training takes whole images. bfloat16 and channels-last are ours. None of these recipes has
-been run here: they are work for GPUs, and their scores are the papers'. A figure "from memory" is from memory of the
-paper, not checked, and so are the numbers of tables but those of DUpsampling and DFANet.
+fixed, DeepLab V1 and the dilated networks, which divide the rate by 10, and ENet and ESPNet, which keep or halve it);
+its length is in epochs, the published iterations times the batch over the number of training images; one rate holds for
+the backbone, one multiple of it for the rest; validation during training takes whole images. bfloat16 and channels-last
+are ours. None of these recipes has been run here: they are work for GPUs, and their scores are the papers'. A figure
+"from memory" is from memory of the paper, not checked, and so are the numbers of tables but those of DUpsampling and
+DFANet.
 """
 
 from dataclasses import replace
@@ -20,6 +21,8 @@ from segcore.models import (
     DFANetConfig,
     DilatedContextConfig,
     EncNetConfig,
+    ENetConfig,
+    ESPNetConfig,
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
@@ -214,8 +217,58 @@ def dfanet(
     )
 
 
+def enet(model: ENetConfig, *, height: int, width: int, epochs: int, long_side_px: int = 0) -> Recipe:
+    """Paszke et al., arXiv 1606.02147, section 5, and e-lab/ENet-training: Adam, batches of 10, whole images.
+
+    From memory of the paper: rate 5e-4, weight decay 2e-4, whose Adam adds it to the gradient; ours is AdamW. The code
+    neither scales nor mirrors. It weights classes by 1 / ln(1.02 + share of the class); our recipes have no class
+    weights yet, and rare classes will score lower. The encoder is trained first, against labels of an eighth of the
+    size there, against whole ones here (see `segcore.models.enet`); the whole network then starts from it.
+    """
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(
+            crop_height=height, crop_width=width, scale_min=1.0, scale_max=1.0, flip=False, long_side_px=long_side_px
+        ),
+        optim=_adam(weight_decay=2e-4),
+        epochs=epochs,
+        batch_size=10,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 20),
+        inference=InferenceConfig(short_side_px=height if long_side_px else 0),
+    )
+
+
+def espnet(model: ESPNetConfig, *, batch_size: int) -> Recipe:
+    """Mehta et al., arXiv 1803.06815, and sacmehta/ESPNet: Adam, rate 5e-4, weight decay 5e-4, images of 512 x 1024.
+
+    An epoch of the code shows each image at five sizes, 256 x 512 to 768 x 1536: 1,500 epochs at random zooms of 0.5 to
+    1.5 are its 300. It halves the rate every 100 of them. It mirrors upside down too (its comment says left to right);
+    ours left to right. It weights classes by 1 / ln(1.10 + share of the class); our recipes have no class weights yet,
+    and rare classes will score lower. ESPNet-C is trained first, against labels of an eighth of the size there, against
+    whole ones here; ESPNet then starts from it.
+    """
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(crop_height=512, crop_width=1024, scale_min=0.5, scale_max=1.5, long_side_px=1024),
+        optim=_adam(weight_decay=5e-4),
+        epochs=1500,
+        batch_size=batch_size,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=50,
+        inference=InferenceConfig(short_side_px=512),
+    )
+
+
+def _adam(*, weight_decay: float) -> OptimConfig:
+    """AdamW at 5e-4 for all parameters, which ENet and ESPNet share but for the decay."""
+    return OptimConfig(optimiser="adamw", learning_rate=5e-4, decoder_multiplier=1.0, weight_decay=weight_decay)
+
+
 def _sgd(*, learning_rate: float, decoder_multiplier: float, weight_decay: float, momentum: float = 0.9) -> OptimConfig:
-    """SGD with poly 0.9, which all of them have."""
+    """SGD with poly 0.9, which all the others have."""
     return OptimConfig(
         optimiser="sgd",
         learning_rate=learning_rate,

@@ -25,6 +25,8 @@ from segcore.models.dfanet import DFANet, DFANetConfig
 from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
+from segcore.models.enet import ENet, ENetConfig
+from segcore.models.espnet import ESPNet, ESPNetConfig
 from segcore.models.fcn import FCN, FCNConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
 
@@ -37,6 +39,8 @@ ModelConfig = (
     | DilatedContextConfig
     | DUpsamplingConfig
     | EncNetConfig
+    | ENetConfig
+    | ESPNetConfig
     | FCNConfig
     | PSPNetConfig
 )
@@ -50,6 +54,8 @@ MODELS: dict[str, type[ModelConfig]] = {
     "dfanet": DFANetConfig,
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
+    "enet": ENetConfig,
+    "espnet": ESPNetConfig,
     "fcn": FCNConfig,
     "pspnet": PSPNetConfig,
 }
@@ -63,6 +69,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DFANetConfig: DFANet,
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
+    ENetConfig: ENet,
+    ESPNetConfig: ESPNet,
     FCNConfig: FCN,
     PSPNetConfig: PSPNet,
 }
@@ -86,6 +94,10 @@ __all__ = [
     "DeepLabV3PlusConfig",
     "DilatedContext",
     "DilatedContextConfig",
+    "ENet",
+    "ENetConfig",
+    "ESPNet",
+    "ESPNetConfig",
     "EncNet",
     "EncNetConfig",
     "FCNConfig",

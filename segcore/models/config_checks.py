@@ -1,9 +1,47 @@
 """What the configs of several networks check."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from segcore.backbones import OUTPUT_STRIDES
 from segcore.backbones.catalogue import backbone_spec
+
+Stage = Literal["encoder", "whole"]
+"""Of networks that are trained in two stages: the encoder with a classifier of its own, then all of it."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def check_known(name: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that a field does not have.
+
+    Raises:
+        ValueError: the message lists the known ones.
+    """
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def check_stage(stage: str) -> None:
+    """Refuse a stage that is none of `STAGES`.
+
+    Raises:
+        ValueError: the message lists them.
+    """
+    check_known("stage", stage, STAGES)
+
+
+def check_own_encoder(backbone: str, *, network: str) -> None:
+    """Refuse any backbone but the encoder that a network is made of, which has the network's name.
+
+    Raises:
+        ValueError: it is another one, or none.
+    """
+    if backbone != network:
+        backbone_spec(backbone)
+        raise ValueError(
+            f"network {network!r} has an encoder of its own and not {backbone!r}; leave its backbone at {network!r}"
+        )
+
 
 VGG_BACKBONES = ("vgg16", "vgg16_bn")
 VGG_WIDTHS = (1.0, 0.5, 0.25, 0.125, 0.0625)

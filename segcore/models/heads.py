@@ -1,6 +1,7 @@
 """The last step of every network: from its finest feature map to class scores at the image's size.
 
-`BilinearHead` classifies each location and enlarges the scores. `DUpsampleHead` predicts, at each location, the code of
+`BilinearHead` classifies each location and enlarges the scores; `TransposedHead` does both at once, by a learned
+kernel. `DUpsampleHead` predicts, at each location, the code of
 a whole R x R block of labels (R = the factor of the enlargement), which a decoder fitted to the training labels
 expands: data-dependent upsampling (Tian et al., CVPR 2019, arXiv 1903.02120, section 3). Either head fits any network.
 
@@ -83,8 +84,38 @@ class BilinearHead(nn.Module):
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
         """Cross-entropy at full resolution; labels are never resized."""
-        loss = cross_entropy(output.logits_NCHW, labels_NHW)
-        return LossTerms(total=loss, terms={"cross_entropy": loss.detach()})
+        return _cross_entropy_alone(output, labels_NHW)
+
+
+class TransposedHead(nn.Module):
+    """Transposed convolution of stride 2 without a bias: it enlarges and classifies at once (ENet, ESPNet).
+
+    Args:
+        in_channels: of the map at half of the image's size.
+        num_classes: C.
+        kernel_size: 2, or 3 centred on each location.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, kernel_size: Literal[2, 3]) -> None:
+        super().__init__()
+        centred = kernel_size - 2
+        self.enlarge = nn.ConvTranspose2d(
+            in_channels, num_classes, kernel_size, stride=2, padding=centred, output_padding=centred, bias=False
+        )
+        nn.init.trunc_normal_(self.enlarge.weight, std=0.01)
+
+    def forward(self, x_NKhw: Tensor, *, height: int, width: int) -> SegmentationOutput:
+        """Scores at the image's size, in the map's memory layout: a copy of them would take longer than it saves."""
+        return SegmentationOutput(logits_NCHW=self.enlarge(x_NKhw)[..., :height, :width])
+
+    def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
+        """Cross-entropy at full resolution; labels are never resized."""
+        return _cross_entropy_alone(output, labels_NHW)
+
+
+def _cross_entropy_alone(output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
+    loss = cross_entropy(output.logits_NCHW, labels_NHW)
+    return LossTerms(total=loss, terms={"cross_entropy": loss.detach()})
 
 
 class DUpsampleHead(nn.Module):

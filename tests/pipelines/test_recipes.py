@@ -167,6 +167,43 @@ def test_recipes_that_are_compared_differ_in_their_network_alone() -> None:
             assert one["model"][shared] == other["model"][shared]
 
 
+@pytest.mark.parametrize(
+    ("encoder", "whole", "also_differs"),
+    [
+        ("cityscapes.enet_encoder", "cityscapes.enet", set()),
+        ("cityscapes.espnet_c", "cityscapes.espnet", {"batch_size"}),
+        ("camvid.enet_encoder", "camvid.enet", set()),
+        ("camvid.small_enet_encoder", "camvid.small_enet", set()),
+        ("camvid.small_espnet_c", "camvid.small_espnet", set()),
+    ],
+)
+def test_the_halves_of_a_training_in_two_stages_differ_in_the_stage(
+    encoder: str, whole: str, also_differs: set[str]
+) -> None:
+    first, second = recipe_to_dict(find_recipe(encoder)), recipe_to_dict(find_recipe(whole))
+    assert {key for key in first if first[key] != second[key]} == {"model", "recipe_name"} | also_differs
+    assert (first["model"]["stage"], second["model"]["stage"]) == ("encoder", "whole")
+    assert first["model"] | {"stage": "whole"} == second["model"]
+    assert f"`{encoder.partition('.')[2]}`" in (RECIPES[whole].__doc__ or "")
+    assert f"`{whole.partition('.')[2]}`" in (RECIPES[encoder].__doc__ or "")
+
+
+@pytest.mark.parametrize("name", ["cityscapes.enet", "camvid.enet", "cityscapes.espnet", "cityscapes.espnet_c"])
+def test_enet_and_espnet_are_trained_as_their_released_code_does(name: str) -> None:
+    recipe = find_recipe(name)
+    optim, augment = recipe.optim, recipe.augment
+    assert isinstance(augment, AugmentConfig)
+    assert (optim.optimiser, optim.learning_rate, optim.decoder_multiplier) == ("adamw", 5e-4, 1.0)
+    if name.endswith(".enet"):
+        assert (optim.weight_decay, recipe.batch_size, recipe.epochs) == (2e-4, 10, 300)
+        assert (augment.scale_min, augment.scale_max, augment.flip) == (1.0, 1.0, False)
+    else:
+        five_sizes = [side / 1024 for side in (1024, 1536, 1280, 768, 512)]
+        assert (augment.scale_min, augment.scale_max) == (min(five_sizes), max(five_sizes))
+        assert recipe.epochs == 300 * len(five_sizes)
+        assert (optim.weight_decay, recipe.batch_size) == (5e-4, 12 if name.endswith("_c") else 6)
+
+
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=rf"unknown recipe 'camvid.x'; known: .*{DUPSAMPLING}"):
         find_recipe("camvid.x")

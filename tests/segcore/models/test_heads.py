@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from segcore.label_pca import LabelPCA
 from segcore.layers import LabelEncoder
 from segcore.models import DeepLabV3PlusConfig
 from segcore.models.block_codes import CODE_SCALES, CodeScale, DUpsampleConfig, block_code
-from segcore.models.heads import DUpsampleHead, pointwise
+from segcore.models.heads import DUpsampleHead, TransposedHead, pointwise
 
 R, C, P, HIDDEN = 8, 4, 6, 10
 MakeLabelPCA = Callable[..., LabelPCA]
@@ -175,3 +176,30 @@ def test_next_to_no_enlargement_is_refused() -> None:
         DeepLabV3PlusConfig(decoder="dupsample", low_level_features=(2, 16))
     with pytest.raises(ValueError, match="unknown decoder 'bicubic'; known: bilinear, dupsample"):
         DeepLabV3PlusConfig(decoder="bicubic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_a_transposed_head_spreads_each_location_over_the_pixels_around_it(kernel_size: Literal[2, 3]) -> None:
+    torch.manual_seed(0)
+    head = TransposedHead(5, C, kernel_size=kernel_size)
+    x = torch.zeros(1, 5, 4, 6)
+    x[0, 2, 1, 3] = 2.0
+    scores = head(x, height=7, width=11).logits_NCHW
+    assert scores.shape == (1, C, 7, 11)
+    expected = torch.zeros_like(scores)
+    first = 2 - (kernel_size - 2), 6 - (kernel_size - 2)  # 3x3 is centred on the location's first pixel
+    expected[0, :, first[0] : first[0] + kernel_size, first[1] : first[1] + kernel_size] = 2 * head.enlarge.weight[2]
+    torch.testing.assert_close(scores, expected)
+    assert {name for name, _ in head.named_parameters()} == {"enlarge.weight"}
+
+
+def test_a_transposed_head_s_loss_is_the_cross_entropy_of_its_scores() -> None:
+    torch.manual_seed(0)
+    head = TransposedHead(5, C, kernel_size=3)
+    output = head(torch.randn(2, 5, 4, 6), height=8, width=12)
+    labels = torch.randint(0, C, (2, 8, 12))
+    labels[:, :3] = IGNORE_INDEX
+    terms = head.loss(output, labels)
+    expected = F.cross_entropy(output.logits_NCHW, labels, ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(terms.total, expected)
+    torch.testing.assert_close(terms.terms, {"cross_entropy": expected.detach()})
