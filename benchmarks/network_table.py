@@ -20,6 +20,7 @@ from report import machine, table
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.inference import prepare
 from segcore.models import (
+    DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -32,6 +33,7 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    SegNetConfig,
     blank_model,
     meta_model,
 )
@@ -175,6 +177,26 @@ def other_rows() -> list[Row]:
     ]
 
 
+def unpooling_rows() -> list[Row]:
+    """Networks whose decoders unpool."""
+    basic = SegNetConfig(backbone="segnet_basic")
+    return [
+        square("DeconvNet, a crop", DeconvNetConfig(), 21, 224, "69.6 VOC test (72.5 with FCN-8s and CRF)", size=252),
+        Row(
+            name="SegNet",
+            config=SegNetConfig(),
+            num_classes=19,
+            height=360,
+            width=640,
+            parameters=29.5,
+            multiply_adds=143.0,
+            score="56.1 Cityscapes test (286 GFLOPs, two per multiply-add)",
+        ),
+        Row(name="SegNet", config=SegNetConfig(), num_classes=11, height=360, width=480, score="60.1 CamVid test"),
+        Row(name="SegNet-Basic", config=basic, num_classes=11, height=360, width=480, parameters=1.425, score="-"),
+    ]
+
+
 def latency(row: Row) -> float:
     """Median seconds of one image."""
     model = blank_model(row.config, row.num_classes)
@@ -221,7 +243,7 @@ def main() -> int:
     header = (
         "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
     )  # fmt: skip
-    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows())]
+    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows(), *unpooling_rows())]
     text = f"""# Networks
 
 Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one

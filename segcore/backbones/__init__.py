@@ -4,8 +4,9 @@ from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
 from segcore.backbones.dense_vgg import DenseVGG
 from segcore.backbones.light_xception import LightXception
+from segcore.backbones.switched_vgg import SwitchedVGG
 from segcore.backbones.vgg import FullyConnected
-from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights
+from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights, load_own_encoder
 
 __all__ = [
     "BACKBONES",
@@ -16,8 +17,10 @@ __all__ = [
     "DenseVGG",
     "FullyConnected",
     "LightXception",
+    "SwitchedVGG",
     "backbone_state",
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",
+    "load_own_encoder",
 ]

@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
     """Fold every batch normalisation that alone follows a convolution, in place; the network computes the same.
 
+    Transposed convolutions count as convolutions where they have one group.
+
     Which ones do is seen by running the network once. A convolution that may run several times, as in a network that
     sees an image at several sizes, is folded if the same normalisation takes all its outputs; one whose output goes
     anywhere else as well, be it out of the network, is left as it is.
@@ -41,7 +43,11 @@ def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
     with torch.no_grad(), calls:
         output = model(images_N3HW)
     calls.uses.update(map(id, _tensors(output)))
-    convolutions = {id(module.weight): module for module in model.modules() if isinstance(module, nn.Conv2d)}
+    convolutions: dict[int, nn.Conv2d | nn.ConvTranspose2d] = {
+        id(module.weight): module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) or (isinstance(module, nn.ConvTranspose2d) and module.groups == 1)
+    }
     norms: dict[int, nn.BatchNorm2d] = {
         id(module.running_mean): module
         for module in model.modules()
@@ -62,10 +68,17 @@ def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
     return folded
 
 
-def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     convolution.weight, convolution.bias = fuse_conv_bn_weights(
-        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+        transpose=isinstance(convolution, nn.ConvTranspose2d),
     )
 
 
@@ -99,7 +112,7 @@ class _Calls(TorchFunctionMode):
             inputs = _tensors((args, kwargs))
             self.uses.update(map(id, inputs))
             self.alive += [inputs, result]
-            if func is F.conv2d:
+            if func is F.conv2d or func is F.conv_transpose2d:
                 self.convolution_of[id(result)] = self.whole_of.get(id(args[1]), args[1])
             elif func is Tensor.__getitem__:
                 self.whole_of[id(result)] = args[0]

@@ -28,7 +28,7 @@ def norms_of(model: nn.Module) -> int:
     return sum(isinstance(module, _BatchNorm) for module in model.modules())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", [name for name, spec in BACKBONES.items() if not spec.network])
 def test_every_network_computes_the_same_without_any_normalisation(backbone: str) -> None:
     torch.manual_seed(0)
     config: ModelConfig = (
@@ -106,6 +106,19 @@ def test_a_convolution_whose_outer_taps_meet_only_padding_is_folded_whole() -> N
     before = copy.deepcopy(model)
     assert fold_batch_norm(model, torch.randn(1, 3, 8, 9)) == 1
     images = torch.randn(1, 3, 17, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), before(images))
+
+
+@pytest.mark.parametrize(("groups", "bias", "folded"), [(1, True, 1), (1, False, 1), (2, True, 0)])
+def test_transposed_convolutions_are_folded_where_they_have_one_group(groups: int, bias: bool, folded: int) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups, bias=bias), nn.BatchNorm2d(6))
+    model = with_statistics(layers)
+    before = copy.deepcopy(model)
+    images = torch.randn(2, 4, 5, 7)
+    assert fold_batch_norm(model, images) == folded
+    assert norms_of(model) == 1 - folded
     with torch.no_grad():
         torch.testing.assert_close(model(images), before(images))
 
