@@ -20,6 +20,7 @@ from report import machine, table
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.inference import prepare
 from segcore.models import (
+    DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -34,6 +35,7 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    SegNetConfig,
     blank_model,
     meta_model,
 )
@@ -210,6 +212,26 @@ def half(name: str, config: ModelConfig, score: str, *, size: float = 0.0) -> Ro
     return Row(name=name, config=config, num_classes=19, height=512, width=1024, parameters=size, score=score)
 
 
+def unpooling_rows() -> list[Row]:
+    """Networks whose decoders unpool."""
+    basic = SegNetConfig(backbone="segnet_basic")
+    return [
+        square("DeconvNet, a crop", DeconvNetConfig(), 21, 224, "69.6 VOC test (72.5 with FCN-8s and CRF)", size=252),
+        Row(
+            name="SegNet",
+            config=SegNetConfig(),
+            num_classes=19,
+            height=360,
+            width=640,
+            parameters=29.5,
+            multiply_adds=143.0,
+            score="56.1 Cityscapes test (286 GFLOPs, two per multiply-add)",
+        ),
+        Row(name="SegNet", config=SegNetConfig(), num_classes=11, height=360, width=480, score="60.1 CamVid test"),
+        Row(name="SegNet-Basic", config=basic, num_classes=11, height=360, width=480, parameters=1.425, score="-"),
+    ]
+
+
 def latency(row: Row) -> float:
     """Median seconds of one image."""
     model = blank_model(row.config, row.num_classes)
@@ -256,7 +278,8 @@ def main() -> int:
     header = (
         "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
     )  # fmt: skip
-    rows = [line(row, with_latency=with_latency) for row in (*deeplab_rows(), *other_rows(), *light_rows())]
+    groups = (deeplab_rows(), other_rows(), light_rows(), unpooling_rows())
+    rows = [line(row, with_latency=with_latency) for group in groups for row in group]
     text = f"""# Networks
 
 Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one

@@ -31,6 +31,7 @@ from pipelines.training_worker import (
     start_worker,
 )
 from segcore.backbones import BACKBONES
+from segcore.layers import recompute_batch_norm
 from segcore.models import SegmentationModel
 
 if TYPE_CHECKING:
@@ -64,16 +65,21 @@ def _train(job: TrainJob, board: Any) -> None:
     recipe = job.recipe
     worker, state = start_worker(job, board)
     first_epoch = state.epochs
-    batches = _batches(worker, ray.train.get_dataset_shard("train"), range(first_epoch, recipe.epochs))
+    epochs = range(first_epoch, recipe.epochs)
+    recomputes = recipe.batch_norm_batches > 0 and len(epochs) > 0  # from batches of one epoch more
+    rows = ray.train.get_dataset_shard("train")
+    batches = _batches(worker, rows, range(first_epoch, recipe.epochs + recomputes))
     run = _attach(job) if worker.rank == 0 else None
     last_logged = run.last_step("train/loss") if run else None
     worker.say(
         f"{worker.world_size} worker(s) on {worker.device.type}, {job.steps_per_epoch} steps per epoch; "
         f"start-up took {time.time() - job.submitted_at:.1f} s"
     )
-    for epoch in range(first_epoch, recipe.epochs):
+    for epoch in epochs:
         began = time.perf_counter()
         metrics = _train_epoch(worker, batches, epoch=epoch, first=epoch == first_epoch)
+        if recomputes and epoch + 1 == recipe.epochs:
+            recompute_from_batches(worker, batches)
         if worker.world_size > 1:
             average_batch_norm(worker.network)
         validated = (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs
@@ -175,6 +181,16 @@ def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
     worker.schedule.step()
     parts = {f"loss_{name}": value for name, value in terms.terms.items()} if len(terms.terms) > 1 else {}
     return {"loss": terms.total.detach()} | parts
+
+
+def recompute_from_batches(worker: Worker, batches: Iterator[Batch]) -> None:
+    """Statistics of batch normalisation from the next training batches, as many as the recipe says."""
+    count = min(worker.job.recipe.batch_norm_batches, worker.job.steps_per_epoch)
+    with _autocast(worker):
+        used = recompute_batch_norm(
+            worker.network, (normalised(worker, batch.images_N3HW) for batch in islice(batches, count))
+        )
+    worker.say(f"batch normalisation: means and variances computed anew from {used} training batches")
 
 
 def validate_share(worker: Worker) -> NDArray[np.int64]:

@@ -3,7 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 
-from pipelines.recipes import ade20k, camvid, cityscapes, crops, imagenet, minc, pascal_context, scenes, voc
+from pipelines.recipes import (
+    ade20k,
+    camvid,
+    cityscapes,
+    crops,
+    imagenet,
+    minc,
+    pascal_context,
+    scenes,
+    unpooling_camvid,
+    voc,
+)
 from pipelines.recipes.recipe import Recipe, recipe_to_dict
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -27,6 +38,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.dfanet_b": camvid.dfanet_b,
     "camvid.enet_encoder": camvid.enet_encoder,
     "camvid.enet": camvid.enet,
+    "camvid.segnet": unpooling_camvid.segnet,
+    "camvid.segnet_basic": unpooling_camvid.segnet_basic,
     "camvid.small_deeplab_v1": camvid.small_deeplab_v1,
     "camvid.small_deeplab_v2": camvid.small_deeplab_v2,
     "camvid.small_deeplab_v3": camvid.small_deeplab_v3,
@@ -40,6 +53,10 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "camvid.small_enet": camvid.small_enet,
     "camvid.small_espnet_c": camvid.small_espnet_c,
     "camvid.small_espnet": camvid.small_espnet,
+    "camvid.small_segnet": unpooling_camvid.small_segnet,
+    "camvid.small_segnet_basic": unpooling_camvid.small_segnet_basic,
+    "camvid.small_deconvnet_stage1": unpooling_camvid.small_deconvnet_stage1,
+    "camvid.small_deconvnet_stage2": unpooling_camvid.small_deconvnet_stage2,
     "camvid.table1_bilinear_os32": camvid.table1_bilinear_os32,
     "camvid.table1_dupsampling_os32": camvid.table1_dupsampling_os32,
     "camvid.table1_bilinear_os16": camvid.table1_bilinear_os16,
@@ -69,6 +86,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "voc.deeplab_v3plus_xception65": voc.deeplab_v3plus_xception65,
     "voc.dilated_frontend_vgg16": voc.dilated_frontend_vgg16,
     "voc.dilated_context_vgg16": voc.dilated_context_vgg16,
+    "voc.deconvnet_stage1": voc.deconvnet_stage1,
+    "voc.deconvnet_stage2": voc.deconvnet_stage2,
     "voc.pspnet_resnet50": voc.pspnet_resnet50,
     "voc.pspnet_resnet101": voc.pspnet_resnet101,
     "voc.encnet_resnet101": voc.encnet_resnet101,
@@ -97,6 +116,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cityscapes.pspnet_resnet50": cityscapes.pspnet_resnet50,
     "cityscapes.pspnet_resnet101": cityscapes.pspnet_resnet101,
     "cityscapes.encnet_resnet101": cityscapes.encnet_resnet101,
+    "cityscapes.segnet_vgg16": cityscapes.segnet_vgg16,
     "cityscapes.dfanet_a": cityscapes.dfanet_a,
     "cityscapes.dfanet_a_half": cityscapes.dfanet_a_half,
     "cityscapes.dfanet_b": cityscapes.dfanet_b,

@@ -15,6 +15,7 @@ from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (
+    DeconvNetConfig,
     DeepLabV2Config,
     DeepLabV3Config,
     DeepLabV3PlusConfig,
@@ -26,6 +27,7 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    SegNetConfig,
 )
 from segcore.optim import OptimConfig
 
@@ -265,6 +267,61 @@ def espnet(model: ESPNetConfig, *, batch_size: int) -> Recipe:
 def _adam(*, weight_decay: float) -> OptimConfig:
     """AdamW at 5e-4 for all parameters, which ENet and ESPNet share but for the decay."""
     return OptimConfig(optimiser="adamw", learning_rate=5e-4, decoder_multiplier=1.0, weight_decay=weight_decay)
+
+
+def deconvnet(*, epochs: int) -> Recipe:
+    """Noh et al., arXiv 1505.04366, and its released solvers: windows of 224 px of crops of 250 px, mirrored.
+
+    Rate 0.01 for all layers, batches of 64, weight decay 5e-4. The solvers divide the rate by 10 every 9,000 steps of
+    stage one and every 10,000 of stage two, and stage two's takes crops of 224 px as they are. Statistics of batch
+    normalisation are computed anew at the end, from 500 batches (501 in the code). Validation sees the crops of the
+    validation split whole, resized to 224 px.
+    """
+    return Recipe(
+        model=DeconvNetConfig(),
+        augment=AugmentConfig(crop_height=224, crop_width=224, scale_min=1.0, scale_max=1.0),
+        optim=_sgd(learning_rate=0.01, decoder_multiplier=1.0, weight_decay=5e-4),
+        epochs=epochs,
+        batch_size=64,
+        precision="bfloat16",
+        channels_last=True,
+        batch_norm_batches=500,
+    )
+
+
+def segnet(
+    model: SegNetConfig,
+    *,
+    learning_rate: float,
+    crop_height: int,
+    crop_width: int,
+    epochs: int,
+    batch_size: int,
+    long_side_px: int = 0,
+) -> Recipe:
+    """Badrinarayanan et al., arXiv 1511.00561, as its released tutorial trains it: whole images, as they are.
+
+    Weight decay 5e-4; a fixed rate, here poly. The tutorial weighs classes by median frequency / frequency, of pixels
+    in images that have the class (CamVid: 0.14 for buildings to 9.6 for signs): our losses and recipes cannot, so that
+    rare classes will score less.
+    """
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(
+            crop_height=crop_height,
+            crop_width=crop_width,
+            scale_min=1.0,
+            scale_max=1.0,
+            flip=False,
+            long_side_px=long_side_px,
+        ),
+        optim=_sgd(learning_rate=learning_rate, decoder_multiplier=1.0, weight_decay=5e-4),
+        epochs=epochs,
+        batch_size=batch_size,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 20),
+    )
 
 
 def _sgd(*, learning_rate: float, decoder_multiplier: float, weight_decay: float, momentum: float = 0.9) -> OptimConfig:

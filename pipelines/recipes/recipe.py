@@ -36,6 +36,9 @@ class Recipe:
     """NHWC memory layout: faster with bfloat16 on GPUs, and on some CPUs."""
     sync_batch_norm: bool = True
     """Batch statistics over all GPUs; on CPU workers, which PyTorch does not support, they are per worker."""
+    batch_norm_batches: int = 0
+    """Training batches, at most an epoch's, from which means and variances of batch normalisation are computed anew
+    after the last epoch, before its validation; 0 keeps their running averages."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     keep_checkpoints: int = 1
@@ -53,6 +56,8 @@ class Recipe:
         for name in ("epochs", "batch_size", "validate_every", "keep_checkpoints", "shuffle_buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.batch_norm_batches < 0:
+            raise ValueError(f"batch_norm_batches is {self.batch_norm_batches}; it must not be negative")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}; known: float32, bfloat16")
         if isinstance(self.augment, ClassificationAugmentConfig) != (self.task == "classification"):

@@ -163,6 +163,27 @@ def dilated_context_vgg16() -> Recipe:
     return _dilated(DilatedContextConfig())
 
 
+def deconvnet_stage1() -> Recipe:
+    """DeconvNet, stage one, crops of one object each with all else background: no published score, stage two's start.
+
+    Noh et al., arXiv 1505.04366, section 4. Data: `jobs/prepare.py object_crops --stage 1`, about 200,000 crops of
+    250 x 250 (published). 20,000 steps of 64: here 6 epochs of about 3,125. Give --weights timm: VGG-16 with fc6 and
+    fc7. 32.7 G multiply-adds a crop.
+    """
+    return published.deconvnet(epochs=6)
+
+
+def deconvnet_stage2() -> Recipe:
+    """DeconvNet, stage two, crops of proposals with all their classes: 69.6 % mIoU on the test set (from memory).
+
+    Noh et al., arXiv 1505.04366, table 1: from 50 proposals an image; 70.5 with CRF (from memory), 72.5 with FCN-8s and
+    CRF. It is trained on train and val together, so that its scores on val say nothing. Data: `jobs/prepare.py
+    object_crops --stage 2`, about 2.7 million crops of 250 x 250 (published). 40,000 steps of 64: here 1 epoch of
+    about 42,000. Give --start-from the model folder of `deconvnet_stage1`. 32.7 G multiply-adds a crop.
+    """
+    return published.deconvnet(epochs=1)
+
+
 def pspnet_resnet50() -> Recipe:
     """PSPNet on ResNet-50: 77.05 % mIoU on val at one scale, 78.02 with scales (hszhao/semseg, not the paper).
 

@@ -4,6 +4,7 @@ from segcore.backbones.backbone import Backbone, build_backbone
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
 from segcore.backbones.dense_vgg import DenseVGG
 from segcore.backbones.light_xception import LightXception
+from segcore.backbones.switched_vgg import SwitchedVGG
 from segcore.backbones.vgg import FullyConnected
 from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights, load_own_encoder
 
@@ -16,6 +17,7 @@ __all__ = [
     "DenseVGG",
     "FullyConnected",
     "LightXception",
+    "SwitchedVGG",
     "backbone_state",
     "build_backbone",
     "fitting_weights",

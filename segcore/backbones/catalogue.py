@@ -108,6 +108,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     # Encoders that are part of one network and built beside it.
     "enet": _own_encoder("enet", last_stride=8),
     "espnet": _own_encoder("espnet", last_stride=8),
+    "segnet_basic": _own_encoder("segnet", last_stride=16),
 }
 
 

@@ -157,7 +157,7 @@ class FullyConnected(nn.Module):
         Raises:
             ValueError: they are not there, or have another shape.
         """
-        fc6, fc7 = _fully_connected_weights(state_dict)
+        fc6, fc7 = fully_connected_weights(state_dict)
         every = FULLY_CONNECTED_CHANNELS // self.fc6.out_channels
         side = self.fc6.kernel_size[0]
         tap = (FULLY_CONNECTED_SIDE - 1) // (side - 1)
@@ -169,10 +169,14 @@ class FullyConnected(nn.Module):
         }
 
 
-def _fully_connected_weights(
+def fully_connected_weights(
     state_dict: Mapping[str, Tensor],
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Weight and bias of fc6 and fc7, as convolutions."""
+    """Weight and bias of fc6 and fc7 as convolutions, from a classifier in timm's or torchvision's names.
+
+    Raises:
+        ValueError: they are not there, or have another shape.
+    """
     shapes = (
         (FULLY_CONNECTED_CHANNELS, VGG16_CHANNELS[-1], FULLY_CONNECTED_SIDE, FULLY_CONNECTED_SIDE),
         (FULLY_CONNECTED_CHANNELS, FULLY_CONNECTED_CHANNELS, 1, 1),

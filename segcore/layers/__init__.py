@@ -7,7 +7,7 @@ from segcore.layers.encoding import Encoding
 from segcore.layers.fcn_head import FCNHead
 from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
-from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
+from segcore.layers.norm import recompute_batch_norm, set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
 from segcore.layers.resize import (
     bilinear_kernel,
@@ -19,7 +19,7 @@ from segcore.layers.resize import (
     upsample,
 )
 from segcore.layers.squeeze_excitation import SqueezeExcitation
-from segcore.layers.unpool import pool_with_switches, unpool
+from segcore.layers.unpool import Pooling, UnpoolingDecoder, pool_with_switches, record_pooling, unpool
 
 __all__ = [
     "ASPP",
@@ -29,9 +29,11 @@ __all__ = [
     "Encoding",
     "FCNHead",
     "LabelEncoder",
+    "Pooling",
     "PyramidPooling",
     "SeparableConv",
     "SqueezeExcitation",
+    "UnpoolingDecoder",
     "atrous_rates",
     "bilinear_kernel",
     "bilinear_transposed_convolution",
@@ -41,6 +43,8 @@ __all__ = [
     "initialise_convolutions",
     "pad_to_multiple",
     "pool_with_switches",
+    "recompute_batch_norm",
+    "record_pooling",
     "resize",
     "set_batch_norm_momentum",
     "synchronise_batch_norm",

@@ -46,7 +46,7 @@ class AtrousConv2d(nn.Conv2d):
 
 
 class ConvBnAct(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU; the size stays (stride 1, "same" zero padding).
+    """Convolution, batch normalisation, ReLU; the size stays (stride 1, "same" zero padding).
 
     Args:
         in_channels, out_channels: widths.
@@ -54,6 +54,7 @@ class ConvBnAct(nn.Module):
         dilation: distance of the taps.
         groups: as in `nn.Conv2d`.
         activation: False leaves the ReLU out.
+        bias: of the convolution; batch normalisation makes it superfluous, but VGG-16's weights have it.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class ConvBnAct(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         activation: bool = True,
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = AtrousConv2d(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups, bias=False)
+        self.conv = AtrousConv2d(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(out_channels)
         self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 

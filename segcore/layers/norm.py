@@ -1,4 +1,6 @@
-"""Settings of batch normalisation over a whole network."""
+"""Settings and statistics of batch normalisation over a whole network."""
+
+from collections.abc import Iterable
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -11,6 +13,50 @@ def set_batch_norm_momentum(model: nn.Module, momentum: float) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.momentum = momentum
+
+
+@torch.no_grad()
+def recompute_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Replace all running means and variances by their plain average over `batches`; the weights stay.
+
+    Each batch counts the same, and every layer is fed by layers that normalise with the batch's own statistics, as in
+    training. Running averages of a fast momentum follow the last few batches, and those of a slow one still remember
+    earlier weights.
+
+    Source: Noh et al., DeconvNet, arXiv 1505.04366, released code: the mean and the unbiased variance averaged over 501
+    training batches before the test.
+
+    Args:
+        model: in either mode, which it keeps.
+        batches: images of each, as in training, on the model's device.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        ValueError: there is no batch; the statistics are as they were then.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    modes = {module: module.training for module in model.modules()}
+    num_batches = 0
+    model.train()
+    try:
+        for images_N3HW in batches:
+            if num_batches == 0:
+                for layer in layers:
+                    layer.reset_running_stats()
+                    layer.momentum = None  # torch's cumulative average
+            model.forward(images_N3HW)  # past torch.compile: it would compile anew for this
+            num_batches += 1
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+    if num_batches == 0:
+        raise ValueError("batch normalisation was to be recomputed from no batches; give at least one of training")
+    return num_batches
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:

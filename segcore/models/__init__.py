@@ -11,6 +11,7 @@ from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
+from segcore.models.deconvnet import DeconvNet, DeconvNetConfig
 from segcore.models.deeplab import (
     DeepLabV1,
     DeepLabV1Config,
@@ -29,9 +30,11 @@ from segcore.models.enet import ENet, ENetConfig
 from segcore.models.espnet import ESPNet, ESPNetConfig
 from segcore.models.fcn import FCN, FCNConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
+from segcore.models.segnet import SegNet, SegNetConfig
 
 ModelConfig = (
-    DeepLabV1Config
+    DeconvNetConfig
+    | DeepLabV1Config
     | DeepLabV2Config
     | DeepLabV3Config
     | DeepLabV3PlusConfig
@@ -43,9 +46,11 @@ ModelConfig = (
     | ESPNetConfig
     | FCNConfig
     | PSPNetConfig
+    | SegNetConfig
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "deconvnet": DeconvNetConfig,
     "deeplab_v1": DeepLabV1Config,
     "deeplab_v2": DeepLabV2Config,
     "deeplab_v3": DeepLabV3Config,
@@ -58,9 +63,11 @@ MODELS: dict[str, type[ModelConfig]] = {
     "espnet": ESPNetConfig,
     "fcn": FCNConfig,
     "pspnet": PSPNetConfig,
+    "segnet": SegNetConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    DeconvNetConfig: DeconvNet,
     DeepLabV1Config: DeepLabV1,
     DeepLabV2Config: DeepLabV2,
     DeepLabV3Config: DeepLabV3,
@@ -73,6 +80,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     ESPNetConfig: ESPNet,
     FCNConfig: FCN,
     PSPNetConfig: PSPNet,
+    SegNetConfig: SegNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
@@ -84,6 +92,8 @@ __all__ = [
     "DUpsampleConfig",
     "DUpsampling",
     "DUpsamplingConfig",
+    "DeconvNet",
+    "DeconvNetConfig",
     "DeepLabV1",
     "DeepLabV1Config",
     "DeepLabV2",
@@ -106,6 +116,8 @@ __all__ = [
     "ModelConfig",
     "PSPNet",
     "PSPNetConfig",
+    "SegNet",
+    "SegNetConfig",
     "SegmentationModel",
     "SegmentationOutput",
     "at_output_stride",

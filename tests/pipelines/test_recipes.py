@@ -1,5 +1,6 @@
 """Every recipe is complete and consistent, and the command line can change any field of it and nothing else."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from pipelines.train import TrainConfig, parse_command_line
 from segcore.augment import AugmentConfig, ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.cost import count_multiply_adds
-from segcore.models import MODELS, DUpsamplingConfig, ModelConfig, at_output_stride, meta_model
+from segcore.models import MODELS, DeconvNetConfig, DUpsamplingConfig, ModelConfig, at_output_stride, meta_model
 from segcore.networks import network_from_dict, segmentation_config
 from segcore.optim import poly_factor
 from tests.pipelines.learnable_dataset import tiny_recipe
@@ -40,6 +41,9 @@ PUBLISHED_STEPS = {
     "voc.dilated_context_vgg16": 60_000,
     "voc.pspnet_resnet50": 30_000,
     "voc.pspnet_resnet101": 30_000,
+    "camvid.segnet": 40_000,
+    "camvid.segnet_basic": 10_000,
+    "cityscapes.segnet_vgg16": 40_000,
     "cityscapes.deeplab_v2_resnet101": 20_000,
     "cityscapes.deeplab_v3_resnet101": 90_000,
     "cityscapes.deeplab_v3plus_xception65": 90_000,
@@ -58,6 +62,8 @@ PUBLISHED_STEPS = {
     "pascal_context.dupsampling_xception71": 30_000,
 }
 """Of recipes whose papers count iterations, or that take those of another dataset."""
+CROPS = {"voc.deconvnet_stage1": (200_000, 20_000), "voc.deconvnet_stage2": (2_700_000, 40_000)}
+"""Training crops and steps of DeconvNet's stages; the paper rounds the crops."""
 SEGMENTATION = [name for name in RECIPES if name.split(".")[0] in CLASSES]
 COSTED = [name for name in SEGMENTATION if ".table" not in name and "G multiply-adds" in (RECIPES[name].__doc__ or "")]
 """Recipes whose docstring gives multiply-adds; the rows of tables have their own test."""
@@ -114,6 +120,22 @@ def test_epochs_are_the_published_iterations(name: str) -> None:
     assert steps == pytest.approx(PUBLISHED_STEPS[name], rel=0.05)
     stated = re.search(r"\(([\d,]+)\)", RECIPES[name].__doc__ or "")
     assert stated is None or int(stated[1].replace(",", "")) == steps
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_epochs_of_crops_are_about_the_published_iterations(name: str) -> None:
+    num_crops, steps = CROPS[name]
+    recipe = find_recipe(name)
+    assert recipe.epochs * num_crops / recipe.batch_size == pytest.approx(steps, rel=0.1)
+    assert recipe.batch_norm_batches <= recipe.steps_per_epoch(num_images=num_crops, num_workers=1)
+
+
+@pytest.mark.parametrize("stage", ["voc.deconvnet_stage{}", "camvid.small_deconvnet_stage{}"])
+def test_stage_two_of_deconvnet_trains_the_network_of_stage_one(stage: str) -> None:
+    one, two = (find_recipe(stage.format(number)) for number in (1, 2))
+    assert isinstance(one.model, DeconvNetConfig) and one.model == two.model
+    assert one.augment.crop_height == one.augment.crop_width == one.model.input_px
+    assert "--start-from" in (RECIPES[two.recipe_name].__doc__ or "")
 
 
 @pytest.mark.parametrize("name", COSTED)
@@ -226,6 +248,11 @@ def test_counts_below_one_are_refused(field: str) -> None:
     values = {name: getattr(recipe, name) for name in ("model", "augment", "optim", "epochs", "batch_size")}
     with pytest.raises(ValueError, match=f"{field} is 0"):
         Recipe(**(values | {field: 0}))
+
+
+def test_a_negative_number_of_batches_for_batch_normalisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_norm_batches is -1; it must not be negative"):
+        dataclasses.replace(tiny_recipe(), batch_norm_batches=-1)
 
 
 def parse(*arguments: str) -> TrainConfig:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import ray
+import safetensors.torch
 from mlflow import MlflowClient
 
 from pipelines import storage, tracking
 from pipelines import train as train_module
-from pipelines.checkpoints import load_model
+from pipelines.checkpoints import WEIGHTS_FILE, load_model
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.models import DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
@@ -268,6 +269,20 @@ def test_a_shard_that_changed_is_named(base: TrainConfig, tmp_path: Path, ray_se
         train(config)
     run_id = storage.read_json(f"{config.output}/corrupt/run.json")["mlflow_run_id"]
     assert MlflowClient().get_run(run_id).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_statistics_of_batch_normalisation_are_computed_anew_after_the_last_epoch(
+    base: TrainConfig, ray_session: None
+) -> None:
+    recipe = dataclasses.replace(tiny_recipe(epochs=2), batch_norm_batches=3)
+    result = train(dataclasses.replace(base, name="recomputed", recipe=recipe, register=None))
+    for epoch, batches in ((0, recipe.steps_per_epoch(num_images=38, num_workers=2)), (1, 3)):
+        checkpoint = Path(result.run_folder, f"checkpoint-{epoch:05d}", WEIGHTS_FILE)
+        if checkpoint.exists() or epoch == 1:  # of two, the best and the latest are kept
+            state = safetensors.torch.load_file(checkpoint)
+            counts = {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")}
+            assert counts == {batches}
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training_data import Batch, decoded
-from pipelines.training_loop import training_step, validate_share
+from pipelines.training_loop import recompute_from_batches, training_step, validate_share
 from pipelines.training_tasks import segmentation_metrics
 from pipelines.training_worker import Progress, TrainJob, Worker, normalised
 from segcore.label_blocks import BlockStatistics
@@ -130,6 +131,25 @@ def test_the_training_state_is_read_without_unpickling_code(dataset: PreparedDat
         assert torch.equal(value, fresh.network.state_dict()[name]), name
     first = next(iter(worker.optimiser.state.values()))
     assert torch.equal(first["exp_avg"], next(iter(fresh.optimiser.state.values()))["exp_avg"])
+
+
+@pytest.mark.parametrize(("asked", "used"), [(2, 2), (9, 4)])
+def test_batch_normalisation_is_recomputed_from_training_batches_at_most_an_epoch(
+    dataset: PreparedDataset, asked: int, used: int
+) -> None:
+    plain = make_worker(dataset)
+    recipe = dataclasses.replace(plain.job.recipe, batch_norm_batches=asked)
+    said: list[str] = []
+    board = SimpleNamespace(say=SimpleNamespace(remote=said.append))
+    worker = dataclasses.replace(plain, job=dataclasses.replace(plain.job, recipe=recipe), board=board)
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(9)]
+    recompute_from_batches(worker, iter([Batch(image, torch.zeros(2, 64, 64)) for image in images]))
+    maps = [worker.network.get_submodule("backbone.body.conv_stem")(normalised(worker, one)) for one in images[:used]]
+    stem = worker.network.get_submodule("backbone.body.bn1")
+    torch.testing.assert_close(stem.running_mean, torch.stack([x.mean(dim=(0, 2, 3)) for x in maps]).mean(dim=0))
+    torch.testing.assert_close(stem.running_var, torch.stack([x.var(dim=(0, 2, 3)) for x in maps]).mean(dim=0))
+    assert said == [f"batch normalisation: means and variances computed anew from {used} training batches"]
 
 
 @pytest.mark.parametrize("code_loss_weight", [0.0, 0.5])

@@ -82,11 +82,12 @@ def test_a_backbone_that_timm_does_not_have_is_to_be_trained_as_a_classifier_fir
         resolve_weights("timm", backbone="dfanet_xception_a")
 
 
-def test_an_encoder_that_belongs_to_one_network_is_no_classifier_s() -> None:
+@pytest.mark.parametrize(("backbone", "network"), [("enet", "enet"), ("segnet_basic", "segnet")])
+def test_an_encoder_that_belongs_to_one_network_is_no_classifier_s(backbone: str, network: str) -> None:
     with pytest.raises(
-        ValueError, match=r"timm has no weights for 'enet', the encoder of network 'enet'.*--weights none"
+        ValueError, match=rf"for '{backbone}', the encoder of network '{network}' itself; .*--weights none"
     ):
-        resolve_weights("timm", backbone="enet")
+        resolve_weights("timm", backbone=backbone)
 
 
 def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_folder: Path) -> None:

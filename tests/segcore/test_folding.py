@@ -110,6 +110,19 @@ def test_a_convolution_whose_outer_taps_meet_only_padding_is_folded_whole() -> N
         torch.testing.assert_close(model(images), before(images))
 
 
+@pytest.mark.parametrize(("groups", "bias", "folded"), [(1, True, 1), (1, False, 1), (2, True, 0)])
+def test_transposed_convolutions_are_folded_where_they_have_one_group(groups: int, bias: bool, folded: int) -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=groups, bias=bias), nn.BatchNorm2d(6))
+    model = with_statistics(layers)
+    before = copy.deepcopy(model)
+    images = torch.randn(2, 4, 5, 7)
+    assert fold_batch_norm(model, images) == folded
+    assert norms_of(model) == 1 - folded
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), before(images))
+
+
 def test_a_network_in_training_is_refused() -> None:
     with pytest.raises(ValueError, match=r"evaluation mode only; call model.eval\(\) first"):
         fold_batch_norm(Forked(), torch.randn(1, 3, 8, 8))

@@ -13,11 +13,13 @@ from segcore.layers import (
     ConvBnAct,
     DUpsample,
     SeparableConv,
+    UnpoolingDecoder,
     atrous_rates,
     downsample,
     initialise_convolutions,
     pad_to_multiple,
     pool_with_switches,
+    record_pooling,
     resize,
     set_batch_norm_momentum,
     synchronise_batch_norm,
@@ -257,6 +259,50 @@ def test_a_single_activation_returns_to_its_place(row: int, column: int) -> None
     assert torch.equal(unpool(*pool_with_switches(x)), x)
 
 
-def test_pooling_with_switches_refuses_odd_sides() -> None:
-    with pytest.raises(ValueError, match="map of 6 x 5 cannot be halved; pad the image"):
-        pool_with_switches(torch.zeros(1, 1, 6, 5))
+@pytest.mark.parametrize("size", [(5, 7), (6, 3), (1, 1), (2, 9)])
+def test_odd_sides_come_back_too(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, *size)
+    pooled, switches = pool_with_switches(x)
+    height, width = size
+    padded = F.pad(x, (0, width % 2, 0, height % 2))
+    assert torch.equal(pooled, F.max_pool2d(padded, 2))
+    back = unpool(pooled, switches, height=height, width=width)
+    where = back != 0
+    assert back.shape == x.shape and where.sum() == pooled.numel()
+    assert torch.equal(back[where], x[where])
+    assert torch.equal(pool_with_switches(back)[0], pooled)
+
+
+def test_recorded_poolings_know_the_size_before() -> None:
+    x = torch.rand(1, 2, 5, 8)
+    pooled, pooling = record_pooling(x)
+    assert (pooling.height, pooling.width) == (5, 8)
+    expected = pool_with_switches(x)
+    assert torch.equal(pooled, expected[0]) and torch.equal(pooling.switches_NKhw, expected[1])
+
+
+def test_a_decoder_undoes_the_poolings_from_the_last_to_the_first() -> None:
+    """Without its convolutions, each value comes back to where the maximum of its 8x8 pixels was."""
+    torch.manual_seed(0)
+    x = image = torch.rand(1, 2, 16, 24)
+    poolings = []
+    for _ in range(3):
+        x, pooling = record_pooling(x)
+        poolings.append(pooling)
+    decoder = UnpoolingDecoder(((2, 1),) * 3)
+    for index in range(3):
+        decoder.stages[index] = nn.Identity()
+    found = decoder(x, poolings)
+    maxima = F.interpolate(F.max_pool2d(image, 8), scale_factor=8.0)
+    assert torch.equal(found, torch.where(image == maxima, image, torch.zeros_like(image)))
+
+
+def test_a_decoder_mirrors_the_widths_of_its_encoder() -> None:
+    decoder = UnpoolingDecoder(((4, 2), (8, 3), (16, 1)), kernel_size=5, bias=False, activation=False)
+    convolutions = [layer for layer in decoder.modules() if isinstance(layer, nn.Conv2d)]
+    widths = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert widths == [(16, 8), (8, 8), (8, 8), (8, 4), (4, 4), (4, 4)]
+    assert {(layer.kernel_size, layer.bias) for layer in convolutions} == {((5, 5), None)}
+    assert not [module for module in decoder.modules() if isinstance(module, nn.ReLU)]
+    assert len([module for module in UnpoolingDecoder(((4, 2),)).modules() if isinstance(module, nn.ReLU)]) == 2

@@ -15,6 +15,7 @@ from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
+    DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -30,6 +31,7 @@ from segcore.models import (
     ModelConfig,
     PSPNetConfig,
     SegmentationOutput,
+    SegNetConfig,
     at_output_stride,
     build_model,
     config_from_dict,
@@ -74,6 +76,8 @@ CASES: dict[str, ModelConfig] = {
 }
 
 CASES |= {
+    "deconvnet": DeconvNetConfig(width=0.0625, fc_channels=16, input_px=64),
+    "deconvnet, crops of 32 pixels": DeconvNetConfig(backbone="vgg16_bn", width=0.125, fc_channels=8, input_px=32),
     "deeplab_v1": DeepLabV1Config(channels=16),
     "deeplab_v2": DeepLabV2Config(backbone="resnet18", input_scales=(0.5, 1.0)),
     "deeplab_v2, one size, own branches": DeepLabV2Config(backbone="vgg16_bn", channels=16, input_scales=(1.0,)),
@@ -101,6 +105,8 @@ CASES |= {
     "pspnet": PSPNetConfig(backbone="mobilenet_v3_small"),
     "pspnet, same padding": PSPNetConfig(backbone="efficientnet_lite0", output_stride=16, bins=(1, 4)),
     "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
+    "segnet": SegNetConfig(width=0.0625),
+    "segnet, basic": SegNetConfig(backbone="segnet_basic", width=0.125),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
