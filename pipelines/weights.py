@@ -70,7 +70,13 @@ def weights_digest(weights: str, *, backbone: str) -> str | None:
 def _from_timm(backbone: str) -> dict[str, Tensor]:
     import timm  # seconds to import, and most runs give a file
 
-    name = BACKBONES[backbone].timm_name
+    spec = BACKBONES[backbone]
+    name = spec.timm_name
+    if spec.network:
+        raise ValueError(
+            f"timm has no weights for {backbone!r}, the encoder of network {spec.network!r} itself; train from random "
+            f"weights with --weights {NO_WEIGHTS}, or give the model folder of an earlier training of that network"
+        )
     if name is None:
         raise ValueError(
             f"timm has no backbone {backbone!r}, so --weights {TIMM_WEIGHTS} finds nothing; train it as an image "

@@ -37,8 +37,13 @@ class ClassifierConfig:
     """Of every batch normalisation; more for runs of a few hundred steps."""
 
     def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"unknown backbone {self.backbone!r}; known: {', '.join(BACKBONES)}")
+        known = [name for name, spec in BACKBONES.items() if not spec.network]
+        if self.backbone not in known:
+            raise ValueError(
+                f"{self.backbone!r} is no backbone that classifies images; known: {', '.join(known)}"
+                if self.backbone in BACKBONES
+                else f"unknown backbone {self.backbone!r}; known: {', '.join(known)}"
+            )
         if not 0 <= self.dropout < 1 or not 0 <= self.label_smoothing < 1 or not 0 < self.batch_norm_momentum <= 1:
             raise ValueError(
                 f"dropout is {self.dropout}, label_smoothing {self.label_smoothing} and batch_norm_momentum "

@@ -5,7 +5,7 @@ from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRID
 from segcore.backbones.dense_vgg import DenseVGG
 from segcore.backbones.light_xception import LightXception
 from segcore.backbones.vgg import FullyConnected
-from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights
+from segcore.backbones.weights import backbone_state, fitting_weights, load_backbone_weights, load_own_encoder
 
 __all__ = [
     "BACKBONES",
@@ -20,4 +20,5 @@ __all__ = [
     "build_backbone",
     "fitting_weights",
     "load_backbone_weights",
+    "load_own_encoder",
 ]

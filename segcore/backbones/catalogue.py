@@ -25,6 +25,7 @@ class BackboneSpec:
         same_padding: True where strided convolutions pad as TensorFlow's "same": the phase of the sampling grid then
             depends on whether the size is even, so networks pad their input to a multiple of the output stride.
         last_stride: of the coarsest map that the classifier has; most networks here are built on 32.
+        network: key of `MODELS` of the one network whose own encoder this is, no image classifier; "" for all others.
     """
 
     timm_name: str | None
@@ -33,6 +34,7 @@ class BackboneSpec:
     classifier_prefixes: tuple[str, ...]
     same_padding: bool = False
     last_stride: int = 32
+    network: str = ""
 
     @property
     def architecture(self) -> str:
@@ -70,6 +72,17 @@ def _light_xception() -> BackboneSpec:
     )
 
 
+def _own_encoder(network: str, *, last_stride: int) -> BackboneSpec:
+    return BackboneSpec(
+        timm_name=None,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        classifier_prefixes=(),
+        last_stride=last_stride,
+        network=network,
+    )
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "resnet18": _resnet("resnet18.tv_in1k"),
     "resnet34": _resnet("resnet34.tv_in1k"),
@@ -92,6 +105,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     # Of DFANet alone, which carries on where they end.
     "dfanet_xception_a": _light_xception(),
     "dfanet_xception_b": _light_xception(),
+    # Encoders that are part of one network and built beside it.
+    "unet": _own_encoder("unet", last_stride=16),
 }
 
 
@@ -99,15 +114,19 @@ def backbone_spec(name: str, *, last_stride: int = 32) -> BackboneSpec:
     """The entry of `BACKBONES`, for a network that needs its coarsest map at `last_stride`.
 
     Raises:
-        ValueError: no such name, or one that ends at another stride; the message lists the known ones.
+        ValueError: no such name, another network's own encoder, or one that ends at another stride; the message lists
+            the known ones.
     """
-    known = [known for known, spec in BACKBONES.items() if spec.last_stride == last_stride]
+    known = [known for known, spec in BACKBONES.items() if spec.last_stride == last_stride and not spec.network]
     if name not in known:
-        problem = (
-            f"backbone {name!r} ends at stride {BACKBONES[name].last_stride}, and this network needs one that ends at "
-            f"{last_stride}"
-            if name in BACKBONES
-            else f"unknown backbone {name!r}"
-        )
+        problem = f"unknown backbone {name!r}"
+        if name in BACKBONES:
+            spec = BACKBONES[name]
+            problem = (
+                f"backbone {name!r} is the encoder of network {spec.network!r} alone"
+                if spec.network
+                else f"backbone {name!r} ends at stride {spec.last_stride}, and this network needs one that ends at "
+                f"{last_stride}"
+            )
         raise ValueError(f"{problem}; known: {', '.join(known)}")
     return BACKBONES[name]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from segcore.backbones.backbone import Backbone
 from segcore.backbones.catalogue import backbone_spec
@@ -49,6 +49,23 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
         source=f"timm's {spec.architecture!r}",
     )
     backbone.body.load_state_dict(fitting)
+
+
+def load_own_encoder(encoder: nn.Module, state_dict: Mapping[str, Tensor], *, network: str) -> None:
+    """Copy the encoder of another training of `network`, which has one of its own, from what `backbone_state` gives.
+
+    Args:
+        encoder: the network's own.
+        state_dict: tensors by the encoder's names.
+        network: key of `MODELS`.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has no place; nothing is changed then.
+    """
+    source = f"the encoder of a trained network {network!r}"
+    encoder.load_state_dict(
+        fitting_weights(encoder.state_dict(), state_dict, leftover=(), backbone=network, source=source)
+    )
 
 
 def fitting_weights(

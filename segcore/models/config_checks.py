@@ -3,6 +3,20 @@
 from typing import Any
 
 from segcore.backbones import OUTPUT_STRIDES
+from segcore.backbones.catalogue import backbone_spec
+
+
+def check_own_encoder(backbone: str, *, network: str) -> None:
+    """Refuse any backbone but the encoder that a network is made of, which has the network's name.
+
+    Raises:
+        ValueError: it is another one, or none.
+    """
+    if backbone != network:
+        backbone_spec(backbone)
+        raise ValueError(
+            f"network {network!r} has an encoder of its own and not {backbone!r}; leave its backbone at {network!r}"
+        )
 
 
 def check_output_stride(output_stride: int) -> None:

@@ -78,6 +78,13 @@ def test_a_backbone_that_timm_does_not_have_is_to_be_trained_as_a_classifier_fir
         resolve_weights("timm", backbone="dfanet_xception_a")
 
 
+def test_an_encoder_that_belongs_to_one_network_is_no_classifier_s() -> None:
+    with pytest.raises(
+        ValueError, match=r"timm has no weights for 'unet', the encoder of network 'unet'.*--weights none"
+    ):
+        resolve_weights("timm", backbone="unet")
+
+
 def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_folder: Path) -> None:
     state = resolve_weights(str(weights_folder / "tf_efficientnet_lite0_imagenet1k.pth"), backbone="efficientnet_lite0")
     assert state is not None
