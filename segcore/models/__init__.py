@@ -26,9 +26,12 @@ from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
+from segcore.models.refinenet import RefineNet, RefineNetConfig
+from segcore.models.unet import BackboneUNet, BackboneUNetConfig, UNet, UNetConfig
 
 ModelConfig = (
-    DeepLabV1Config
+    BackboneUNetConfig
+    | DeepLabV1Config
     | DeepLabV2Config
     | DeepLabV3Config
     | DeepLabV3PlusConfig
@@ -37,9 +40,12 @@ ModelConfig = (
     | DUpsamplingConfig
     | EncNetConfig
     | PSPNetConfig
+    | RefineNetConfig
+    | UNetConfig
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "backbone_unet": BackboneUNetConfig,
     "deeplab_v1": DeepLabV1Config,
     "deeplab_v2": DeepLabV2Config,
     "deeplab_v3": DeepLabV3Config,
@@ -49,9 +55,12 @@ MODELS: dict[str, type[ModelConfig]] = {
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
     "pspnet": PSPNetConfig,
+    "refinenet": RefineNetConfig,
+    "unet": UNetConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    BackboneUNetConfig: BackboneUNet,
     DeepLabV1Config: DeepLabV1,
     DeepLabV2Config: DeepLabV2,
     DeepLabV3Config: DeepLabV3,
@@ -61,11 +70,15 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
     PSPNetConfig: PSPNet,
+    RefineNetConfig: RefineNet,
+    UNetConfig: UNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
     "MODELS",
+    "BackboneUNet",
+    "BackboneUNetConfig",
     "DFANet",
     "DFANetConfig",
     "DUpsampleConfig",
@@ -88,8 +101,12 @@ __all__ = [
     "ModelConfig",
     "PSPNet",
     "PSPNetConfig",
+    "RefineNet",
+    "RefineNetConfig",
     "SegmentationModel",
     "SegmentationOutput",
+    "UNet",
+    "UNetConfig",
     "at_output_stride",
     "blank_model",
     "build_model",

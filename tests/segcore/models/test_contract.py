@@ -14,6 +14,7 @@ from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
+    BackboneUNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -25,7 +26,9 @@ from segcore.models import (
     EncNetConfig,
     ModelConfig,
     PSPNetConfig,
+    RefineNetConfig,
     SegmentationOutput,
+    UNetConfig,
     at_output_stride,
     build_model,
     config_from_dict,
@@ -34,7 +37,7 @@ from segcore.models import (
     restore_model,
 )
 from segcore.models.contract import LossTerms
-from segcore.models.heads import MIN_ENLARGEMENT
+from segcore.models.heads import MIN_ENLARGEMENT, FixedDecoder
 
 NUM_CLASSES = 42
 HEIGHT, WIDTH = 97, 131
@@ -87,13 +90,22 @@ CASES |= {
     "pspnet": PSPNetConfig(backbone="mobilenet_v3_small"),
     "pspnet, same padding": PSPNetConfig(backbone="efficientnet_lite0", output_stride=16, bins=(1, 4)),
     "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
+    "refinenet": RefineNetConfig(backbone="resnet18", width=8, coarsest_width=16),
+    "refinenet, four pools": RefineNetConfig(
+        backbone="efficientnet_lite0", width=16, coarsest_width=16, num_pools=4, dropout=0.0
+    ),
+    "unet": UNetConfig(width=4),
+    "unet, batch norm": UNetConfig(width=4, batch_norm=True, dropout=0.0),
+    "unet, padded": UNetConfig(width=4, padded=True, batch_norm=True),
+    "backbone_unet": BackboneUNetConfig(backbone="mobilenet_v3_small"),
+    "backbone_unet, same padding": BackboneUNetConfig(backbone="efficientnet_lite0", dropout=0.1),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
 CASES |= {
     f"{name}, dupsample": replace(config, decoder="dupsample", dupsample=SIX)
     for name, config in CASES.items()
-    if not isinstance(config, DUpsamplingConfig) and config.enlargement >= MIN_ENLARGEMENT
+    if not isinstance(config, DUpsamplingConfig | FixedDecoder) and config.enlargement >= MIN_ENLARGEMENT
 }
 
 AUXILIARY_TERMS: dict[str, set[str]] = {
@@ -278,8 +290,8 @@ def test_state_dicts_of_another_network_are_refused() -> None:
 
 
 def test_configs_from_dicts_name_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match=f"unknown network 'unet'; known: {', '.join(MODELS)}"):
-        config_from_dict({"network": "unet"})
+    with pytest.raises(ValueError, match=f"unknown network 'vnet'; known: {', '.join(MODELS)}"):
+        config_from_dict({"network": "vnet"})
     with pytest.raises(ValueError, match="unknown network None"):
         config_from_dict({"backbone": "resnet18"})
     with pytest.raises(ValueError, match=r"unknown field\(s\) depth, width of network 'dupsampling'; known: backbone,"):
