@@ -20,6 +20,7 @@ from report import machine, table
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.inference import prepare
 from segcore.models import (
+    BackboneUNetConfig,
     DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
@@ -35,7 +36,9 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    RefineNetConfig,
     SegNetConfig,
+    UNetConfig,
     blank_model,
     meta_model,
 )
@@ -232,6 +235,26 @@ def unpooling_rows() -> list[Row]:
     ]
 
 
+def path_rows() -> list[Row]:
+    """Networks that go up again over all of their encoder's levels."""
+    padded = UNetConfig(padded=True, batch_norm=True)
+    pools = RefineNetConfig(num_pools=4)
+    return [
+        square("U-Net, tile of 572 x 572", UNetConfig(), 2, 388, "-"),
+        Row(
+            name="U-Net, padded, batch normalisation",
+            config=padded,
+            num_classes=19,
+            height=512,
+            width=1024,
+            score="65.00 Cityscapes val (PaddleSeg's variant)",
+        ),
+        square("U-Net's way up over ResNet-50", BackboneUNetConfig(), 21, 512, "-"),
+        square("RefineNet, ResNet-101", RefineNetConfig(), 19, 512, "73.6 Cityscapes test"),
+        square("RefineNet, ResNet-101, four pools", pools, 21, 512, "83.4 VOC test (COCO, multi-scale)"),
+    ]
+
+
 def latency(row: Row) -> float:
     """Median seconds of one image."""
     model = blank_model(row.config, row.num_classes)
@@ -278,7 +301,7 @@ def main() -> int:
     header = (
         "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
     )  # fmt: skip
-    groups = (deeplab_rows(), other_rows(), light_rows(), unpooling_rows())
+    groups = (deeplab_rows(), other_rows(), path_rows(), light_rows(), unpooling_rows())
     rows = [line(row, with_latency=with_latency) for group in groups for row in group]
     text = f"""# Networks
 

@@ -1,5 +1,5 @@
-"""Augmentation of an image with its labels (random scale, crop with ignored padding, flip, colour), and of an image
-that is classified as a whole (random resized crop, flip, colour).
+"""Augmentation of an image with its labels (random scale, deformation, crop with ignored padding, flip, colour), and of
+an image that is classified as a whole (random resized crop, flip, colour).
 
 The crop window is chosen in the source image first and only that window is resized: at scale 2 a quarter of the work of
 resizing the whole image. Everything stays uint8; normalisation happens later, on the device.
@@ -15,6 +15,9 @@ from torchvision.transforms.v2 import functional as F
 
 from segcore import IGNORE_INDEX
 
+ELASTIC_GRID_SIDE = 3
+"""Random displacements of an elastic deformation in each direction: at the image's corners, sides and centre."""
+
 BLUR_SIDE = 5
 BLUR_DEVIATION = 1.1
 """What OpenCV takes for a kernel of 5 pixels: 0.3 * ((5 - 1) / 2 - 1) + 0.8; the released PSPNet code blurs so."""
@@ -26,7 +29,8 @@ class AugmentConfig:
 
     Source: Chen et al., "DeepLabv3+" (arXiv 1802.02611), section 4: scales 0.5 to 2, left-right flips, fixed crop; its
     code: scales in steps of 0.25. Rotation and blur: Zhao et al., PSPNet (arXiv 1612.01105), section 5.1. Zooms
-    relative to a longer side: PyTorch-Encoding's data sets.
+    relative to a longer side: PyTorch-Encoding's data sets. Elastic deformation: Ronneberger et al., U-Net (arXiv
+    1505.04597), section 3.1.
     """
 
     crop_height: int
@@ -43,6 +47,9 @@ class AugmentConfig:
     """The image's longer side at zoom 1, in pixels; 0 takes every image at its own size."""
     rotation_degrees: float = 0.0
     """Rotate one image in two by an angle from -x to x around its centre; what comes from beyond it is ignored."""
+    elastic_px: float = 0.0
+    """Deform every image smoothly: standard deviation, in the image's own pixels, of random displacements on a grid of
+    3 x 3 points, interpolated bicubically; what comes from beyond the image is ignored. 10 in U-Net's paper; 0: off."""
     flip: bool = True
     """Mirror left-right with probability one half."""
     blur: bool = False
@@ -67,6 +74,8 @@ class AugmentConfig:
             )
         if not 0 <= self.rotation_degrees <= 180:
             raise ValueError(f"rotation_degrees is {self.rotation_degrees}; give 0 (off) to 180")
+        if self.elastic_px < 0:
+            raise ValueError(f"elastic_px is {self.elastic_px}; give 0 (off) or more")
         _check_colours(self)
 
 
@@ -172,6 +181,8 @@ def augment(
         scale *= config.long_side_px / max(labels_HW.shape)
     if config.rotation_degrees and draws[8] < 0.5:
         image_3HW, labels_HW = _rotated(image_3HW, labels_HW, (2 * draws[9] - 1) * config.rotation_degrees, fill=fill)
+    if config.elastic_px:
+        image_3HW, labels_HW = _deformed(image_3HW, labels_HW, config.elastic_px, generator, fill=fill)
     rows = _span(labels_HW.shape[0], config.crop_height, scale, draws[1])
     columns = _span(labels_HW.shape[1], config.crop_width, scale, draws[2])
     window = (slice(rows.start, rows.start + rows.length), slice(columns.start, columns.start + columns.length))
@@ -209,6 +220,25 @@ def _rotated(
     """Image and labels turned counter-clockwise around the centre, at their size."""
     image_3HW = F.rotate_image(image_3HW, degrees, InterpolationMode.BILINEAR, fill=list(fill))
     labels_1HW = F.rotate_mask(labels_HW[None], degrees, fill=IGNORE_INDEX)
+    return image_3HW, labels_1HW[0]
+
+
+def _deformed(
+    image_3HW: Tensor,
+    labels_HW: Tensor,
+    deviation_px: float,
+    generator: torch.Generator,
+    *,
+    fill: tuple[int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """Image and labels, each pixel from where a smooth random displacement points, at their size."""
+    height, width = labels_HW.shape
+    coarse_12hw = deviation_px * torch.randn(1, 2, ELASTIC_GRID_SIDE, ELASTIC_GRID_SIDE, generator=generator)
+    shift_12HW = torch.nn.functional.interpolate(coarse_12hw, size=(height, width), mode="bicubic", align_corners=True)
+    # In units of half the image, columns first.
+    shift_1HW2 = shift_12HW.movedim(1, 3) * torch.tensor([2 / width, 2 / height])
+    image_3HW = F.elastic_image(image_3HW, shift_1HW2, InterpolationMode.BILINEAR, fill=list(fill))
+    labels_1HW = F.elastic_mask(labels_HW[None], shift_1HW2, fill=IGNORE_INDEX)
     return image_3HW, labels_1HW[0]
 
 

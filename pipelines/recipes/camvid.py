@@ -1,10 +1,10 @@
 """Recipes on CamVid (SegNet's split: 367 training, 101 validation, 233 test images of 360 x 480, 11 classes).
 
-`dilated_context_vgg16`, `enet`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`); DFANet's are
-for images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`. `small_...` are
-ours: one of each other network, with equal augmentation and optimiser, for minutes on two cores; what came out stands
-in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in small: see the comment
-above them.
+`dilated_context_vgg16`, `enet`, `unet`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`);
+DFANet's are for images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`.
+`small_...` are ours: one of each other network, with equal augmentation and optimiser, for minutes on two cores; what
+came out stands in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in small: see
+the comment above them.
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
 from segcore.models import (
+    BackboneUNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -28,6 +29,8 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    RefineNetConfig,
+    UNetConfig,
 )
 from segcore.optim import OptimConfig
 
@@ -97,6 +100,27 @@ def dilated_context_vgg16() -> Recipe:
     """
     return published.dilated(
         DilatedContextConfig(), crop_height=360, crop_width=480, epochs=400, batch_size=8, momentum=0.9
+    )
+
+
+def unet() -> Recipe:
+    """U-Net without padding, trained as on cells: no published score on CamVid.
+
+    Ronneberger et al., arXiv 1505.04597: weight 10 and deviation 5 px of the borders between objects, here connected
+    parts of a class; elastic deformation of 10 px; from memory: single tiles, momentum 0.99. Crops of 356 x 468, whose
+    tiles are 540 x 652. Rate, weight decay and 200 epochs are ours. 164.8 G multiply-adds a crop.
+    """
+    return Recipe(
+        model=UNetConfig(border_weight=10.0),
+        augment=AugmentConfig(crop_height=356, crop_width=468, scale_min=1.0, scale_max=1.0, elastic_px=10.0),
+        optim=OptimConfig(
+            optimiser="sgd", learning_rate=1e-4, decoder_multiplier=1.0, weight_decay=5e-4, momentum=0.99
+        ),
+        epochs=200,
+        batch_size=1,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=10,
     )
 
 
@@ -251,6 +275,33 @@ def small_espnet() -> Recipe:
     `small_espnet_c`. Minutes on two cores, figures in docs/log.md. 0.4 G multiply-adds a crop.
     """
     return _small(ESPNetConfig())
+
+
+def small_unet() -> Recipe:
+    """U-Net without padding in small: 12 channels at the finest level, batch normalisation. Ours.
+
+    The network of Ronneberger et al. (arXiv 1505.04597), which has no CamVid; crops of 192 x 256 make tiles of
+    380 x 444. From random weights. Minutes on two cores, figures in docs/log.md. 2.3 G multiply-adds a crop.
+    """
+    return _small(UNetConfig(width=12, batch_norm=True))
+
+
+def small_backbone_unet() -> Recipe:
+    """U-Net's way up over EfficientNet-Lite0, in small. Ours.
+
+    After Ronneberger et al. (arXiv 1505.04597). Give ImageNet weights. Minutes on two cores, figures in docs/log.md.
+    0.9 G multiply-adds a crop.
+    """
+    return _small(BackboneUNetConfig(backbone=LITE))
+
+
+def small_refinenet() -> Recipe:
+    """RefineNet in small: EfficientNet-Lite0, 64 channels, 128 at stride 32. Ours.
+
+    The network of Lin et al. (arXiv 1611.06612), which has no CamVid. Give ImageNet weights. Minutes on two cores,
+    figures in docs/log.md. 2.5 G multiply-adds a crop.
+    """
+    return _small(RefineNetConfig(backbone=LITE, width=64, coarsest_width=128))
 
 
 def _on_gpu(model: ModelConfig) -> Recipe:

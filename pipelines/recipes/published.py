@@ -27,12 +27,15 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    RefineNetConfig,
     SegNetConfig,
 )
 from segcore.optim import OptimConfig
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Sizes at which DeepLab (VOC), PSPNet and EncNet see each image in evaluation."""
+REFINENET_ENLARGEMENT = 1.2
+"""Factor by which the released RefineNet code enlarges every image, behind its own scales."""
 DEEPLAB_BATCH_NORM_MOMENTUM = 0.0003
 """DeepLab's decay of 0.9997. New layers' statistics need some 10 000 steps: validation before that says little."""
 FCN_PIXELS = 375 * 500
@@ -321,6 +324,36 @@ def segnet(
         precision="bfloat16",
         channels_last=True,
         validate_every=max(1, epochs // 20),
+    )
+
+
+def refinenet(model: RefineNetConfig, *, crop_px: int, epochs: int, short_side_px: int = 0) -> Recipe:
+    """Lin et al., arXiv 1611.06612, as guosheng/refinenet trains and evaluates: scales of 0.7 to 1.3 and of 0.4 to 1.2.
+
+    The code takes single crops (`crop_px` / 1.2 before enlargement) at 5e-4, a tenth of that in the ResNet, whose
+    normalisation it keeps fixed, until validation scores are stable, then at a tenth. Ours adapts the normalisation and
+    needs batches: 8 crops at ten times these rates, poly; how many epochs is ours. Its crops contain rare classes more
+    often, ours do not.
+    """
+    enlarge = REFINENET_ENLARGEMENT
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(
+            crop_height=crop_px,
+            crop_width=crop_px,
+            scale_min=0.7 * enlarge,
+            scale_max=1.3 * enlarge,
+            scale_step=0.1 * enlarge,
+        ),
+        optim=_sgd(learning_rate=5e-4, decoder_multiplier=10.0, weight_decay=5e-4),
+        epochs=epochs,
+        batch_size=8,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 10),
+        inference=InferenceConfig(
+            scales=tuple(round(scale * enlarge, 2) for scale in (0.4, 0.6, 0.8, 1.0, 1.2)), short_side_px=short_side_px
+        ),
     )
 
 

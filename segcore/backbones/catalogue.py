@@ -109,6 +109,7 @@ BACKBONES: dict[str, BackboneSpec] = {
     "enet": _own_encoder("enet", last_stride=8),
     "espnet": _own_encoder("espnet", last_stride=8),
     "segnet_basic": _own_encoder("segnet", last_stride=16),
+    "unet": _own_encoder("unet", last_stride=16),
 }
 
 

@@ -19,6 +19,32 @@ def pad_to_multiple(images_NKHW: Tensor, multiple: int) -> Tensor:
     return F.pad(images_NKHW, (0, right, 0, bottom)) if bottom or right else images_NKHW
 
 
+def mirror(images_NKHW: Tensor, *, margin: int, height: int, width: int) -> Tensor:
+    """Images continued on all sides by reflection, without repeating the border pixel.
+
+    By index, since `F.pad` reflects no more than the image's own size: where that is not enough the mirror image is
+    mirrored again, with a period of 2 L - 2 pixels. An image of one row or column is continued by it.
+
+    Args:
+        images_NKHW: any size.
+        margin: rows and columns of the result before the image's first.
+        height, width: of the result.
+    """
+    rows, columns = (
+        _mirrored(length, before=margin, total=total).to(images_NKHW.device)
+        for length, total in zip(images_NKHW.shape[-2:], (height, width), strict=True)
+    )
+    return images_NKHW[..., rows, :][..., columns]
+
+
+def _mirrored(length: int, *, before: int, total: int) -> Tensor:
+    """Positions -before to total - before - 1, each as the one in 0 to length - 1 that it mirrors."""
+    position = torch.arange(-before, total - before)
+    period = max(1, 2 * (length - 1))
+    position = position.remainder(period)
+    return torch.minimum(position, period - position) if length > 1 else torch.zeros_like(position)
+
+
 def upsample(x_NKhw: Tensor, factor: int, *, height: int, width: int) -> Tensor:
     """Bilinear enlargement by exactly `factor`, cut at the bottom and right.
 

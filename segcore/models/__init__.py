@@ -30,10 +30,13 @@ from segcore.models.enet import ENet, ENetConfig
 from segcore.models.espnet import ESPNet, ESPNetConfig
 from segcore.models.fcn import FCN, FCNConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
+from segcore.models.refinenet import RefineNet, RefineNetConfig
 from segcore.models.segnet import SegNet, SegNetConfig
+from segcore.models.unet import BackboneUNet, BackboneUNetConfig, UNet, UNetConfig
 
 ModelConfig = (
-    DeconvNetConfig
+    BackboneUNetConfig
+    | DeconvNetConfig
     | DeepLabV1Config
     | DeepLabV2Config
     | DeepLabV3Config
@@ -46,10 +49,13 @@ ModelConfig = (
     | ESPNetConfig
     | FCNConfig
     | PSPNetConfig
+    | RefineNetConfig
     | SegNetConfig
+    | UNetConfig
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "backbone_unet": BackboneUNetConfig,
     "deconvnet": DeconvNetConfig,
     "deeplab_v1": DeepLabV1Config,
     "deeplab_v2": DeepLabV2Config,
@@ -63,10 +69,13 @@ MODELS: dict[str, type[ModelConfig]] = {
     "espnet": ESPNetConfig,
     "fcn": FCNConfig,
     "pspnet": PSPNetConfig,
+    "refinenet": RefineNetConfig,
     "segnet": SegNetConfig,
+    "unet": UNetConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    BackboneUNetConfig: BackboneUNet,
     DeconvNetConfig: DeconvNet,
     DeepLabV1Config: DeepLabV1,
     DeepLabV2Config: DeepLabV2,
@@ -80,13 +89,17 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     ESPNetConfig: ESPNet,
     FCNConfig: FCN,
     PSPNetConfig: PSPNet,
+    RefineNetConfig: RefineNet,
     SegNetConfig: SegNet,
+    UNetConfig: UNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
 
 __all__ = [
     "FCN",
     "MODELS",
+    "BackboneUNet",
+    "BackboneUNetConfig",
     "DFANet",
     "DFANetConfig",
     "DUpsampleConfig",
@@ -116,10 +129,14 @@ __all__ = [
     "ModelConfig",
     "PSPNet",
     "PSPNetConfig",
+    "RefineNet",
+    "RefineNetConfig",
     "SegNet",
     "SegNetConfig",
     "SegmentationModel",
     "SegmentationOutput",
+    "UNet",
+    "UNetConfig",
     "at_output_stride",
     "blank_model",
     "build_model",

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from segcore.backbones import Backbone, DenseVGG, FullyConnected, build_backbone
 from segcore.backbones.catalogue import backbone_spec
-from segcore.layers import AtrousConv2d, initialise_convolutions, pad_to_multiple, set_batch_norm_momentum
+from segcore.layers import AtrousConv2d, initialise_convolutions, mirror, pad_to_multiple, set_batch_norm_momentum
 from segcore.models.block_codes import BlockCode, DUpsampleConfig
 from segcore.models.config_checks import check_dropout_and_momentum, check_positive
 from segcore.models.contract import LossTerms, SegmentationOutput
@@ -193,20 +193,6 @@ class DilatedContext(nn.Module):
 
 
 def _continued(images_N3HW: Tensor) -> Tensor:
-    """Images continued by reflection: VALID_MARGIN pixels on every side, and up to a multiple of 8.
-
-    By index, since `F.pad` reflects no more than the image's own size.
-    """
-    rows, columns = (
-        _reflected(length, after=VALID_MARGIN + -length % OUTPUT_STRIDE).to(images_N3HW.device)
-        for length in images_N3HW.shape[-2:]
-    )
-    return images_N3HW[..., rows, :][..., columns]
-
-
-def _reflected(length: int, *, after: int) -> Tensor:
-    """Positions -VALID_MARGIN to length + after - 1, mirrored at both ends without repeating the border pixel."""
-    position = torch.arange(-VALID_MARGIN, length + after)
-    period = max(1, 2 * (length - 1))
-    position = position.remainder(period)
-    return torch.minimum(position, period - position) if length > 1 else torch.zeros_like(position)
+    """Images continued by reflection: VALID_MARGIN pixels on every side, and up to a multiple of 8."""
+    height, width = (length + 2 * VALID_MARGIN + -length % OUTPUT_STRIDE for length in images_N3HW.shape[-2:])
+    return mirror(images_N3HW, margin=VALID_MARGIN, height=height, width=width)

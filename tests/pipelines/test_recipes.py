@@ -51,6 +51,7 @@ PUBLISHED_STEPS = {
     "cityscapes.dilated_context_vgg16": 40_000,
     "cityscapes.pspnet_resnet50": 90_000,
     "cityscapes.pspnet_resnet101": 90_000,
+    "cityscapes.unet": 160_000,
     "ade20k.deeplab_v3plus_xception65": 150_000,
     "ade20k.pspnet_resnet50": 150_000,
     "ade20k.pspnet_resnet101": 150_000,

@@ -82,7 +82,7 @@ def test_a_backbone_that_timm_does_not_have_is_to_be_trained_as_a_classifier_fir
         resolve_weights("timm", backbone="dfanet_xception_a")
 
 
-@pytest.mark.parametrize(("backbone", "network"), [("enet", "enet"), ("segnet_basic", "segnet")])
+@pytest.mark.parametrize(("backbone", "network"), [("enet", "enet"), ("segnet_basic", "segnet"), ("unet", "unet")])
 def test_an_encoder_that_belongs_to_one_network_is_no_classifier_s(backbone: str, network: str) -> None:
     with pytest.raises(
         ValueError, match=rf"for '{backbone}', the encoder of network '{network}' itself; .*--weights none"

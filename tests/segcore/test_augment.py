@@ -214,6 +214,46 @@ def test_rotation_has_its_angle_up_to_the_limit() -> None:
     assert max(drawn) > 8 and min(drawn) < -8 and max(map(abs, drawn)) < 10.7
 
 
+def test_deformation_bends_image_and_labels_together_and_ignores_what_lies_beyond() -> None:
+    labels_HW = striped_labels(96, 96)
+    config = AugmentConfig(crop_height=96, crop_width=96, scale_min=1.0, scale_max=1.0, flip=False, elastic_px=6.0)
+    for seed in range(20):
+        image_3hw, labels_hw = augment(image_of(labels_HW), labels_HW, config, generator(seed), fill=GREY)
+        assert not torch.equal(labels_hw, labels_HW)
+        assert set(labels_hw.unique().tolist()) <= set(labels_HW.unique().tolist()) | {IGNORE_INDEX}
+        inside = labels_hw != IGNORE_INDEX
+        assert inside[36:60, 36:60].all()
+        wrong = (image_3hw[0][inside].int() - 4 * labels_hw[inside].int()).abs() > 8
+        assert wrong.double().mean() < 0.25  # mixed at the borders of the 12-pixel blocks
+        beyond = F.max_pool2d(inside[None].float(), 5, stride=1, padding=2)[0] == 0  # but for the mixed border
+        assert set(image_3hw[1][beyond].tolist()) <= {GREY[1]}
+
+
+def test_displacements_have_their_deviation_and_are_smooth() -> None:
+    """An image that spells its rows and columns shows from where each pixel came."""
+    image_3HW = coordinates(101, 101)
+    labels_HW = torch.zeros(101, 101, dtype=torch.uint8)
+    config = AugmentConfig(crop_height=101, crop_width=101, scale_min=1.0, scale_max=1.0, flip=False, elastic_px=3.0)
+    centre, steps = [], []
+    for seed in range(200):
+        image_3hw, _ = augment(image_3HW, labels_HW, config, generator(seed))
+        shift_2hw = image_3hw[:2].double() / 2 - image_3HW[:2].double() / 2
+        centre.append(shift_2hw[:, 50, 50])  # the middle of the grid
+        steps.append(shift_2hw[:, 40:61, 40:61].diff(dim=2).abs().max())
+    shifts = torch.stack(centre)
+    assert abs(float(shifts.mean())) < 0.6 and float(shifts.std()) == pytest.approx(3.0, abs=0.45)  # four deviations
+    assert abs(float(torch.corrcoef(shifts.T)[0, 1])) < 0.3
+    assert max(steps) < 1.1  # a whole displacement of 3 px or more takes 50 px
+
+
+def test_without_deformation_the_draws_are_as_before() -> None:
+    labels_HW = striped_labels(72, 96)
+    plain, deformed = (AugmentConfig(crop_height=40, crop_width=40, elastic_px=value) for value in (0.0, 1e-9))
+    for seed in range(5):
+        one, other = (augment(image_of(labels_HW), labels_HW, each, generator(seed)) for each in (plain, deformed))
+        assert torch.equal(one[1], other[1])
+
+
 def test_blur_touches_half_of_the_images_and_no_label() -> None:
     labels_HW = striped_labels(48, 48)
     config = AugmentConfig(crop_height=48, crop_width=48, scale_min=1.0, scale_max=1.0, flip=False, blur=True)
@@ -233,6 +273,7 @@ def test_blur_touches_half_of_the_images_and_no_label() -> None:
         ({"scale_step": -0.1}, "scale_step is -0.1 and long_side_px 0; neither may be negative"),
         ({"long_side_px": -1}, "long_side_px -1; neither may be negative"),
         ({"rotation_degrees": 181.0}, r"rotation_degrees is 181.0; give 0 \(off\) to 180"),
+        ({"elastic_px": -1.0}, r"elastic_px is -1.0; give 0 \(off\) or more"),
     ],
 )
 def test_geometry_out_of_range_is_refused(changes: dict[str, float], message: str) -> None:

@@ -195,6 +195,8 @@ def test_what_does_not_fit_is_refused() -> None:
         network_from_dict({"network": "classifier", "depth": 3})
     with pytest.raises(ValueError, match="unknown backbone 'resnet51'; known: "):
         ClassifierConfig(backbone="resnet51")
+    with pytest.raises(ValueError, match=r"'unet' is no backbone that classifies images; known: resnet18, (?!.*unet)"):
+        ClassifierConfig(backbone="unet")
     with pytest.raises(ValueError, match=r"label_smoothing 1.0 .*expected \[0, 1\), \[0, 1\) and \(0, 1\]"):
         ClassifierConfig(label_smoothing=1.0)
     with pytest.raises(ValueError, match="num_classes is 0; expected at least 1"):

@@ -17,6 +17,7 @@ from segcore.layers import (
     atrous_rates,
     downsample,
     initialise_convolutions,
+    mirror,
     pad_to_multiple,
     pool_with_switches,
     record_pooling,
@@ -206,6 +207,21 @@ def test_padding_goes_to_the_bottom_and_right() -> None:
     assert torch.equal(padded[:, :, :5], images) and not padded[:, :, 5:].any()
     assert pad_to_multiple(padded, 4) is padded
     assert pad_to_multiple(images, 1) is images
+
+
+def test_mirrored_images_are_torch_s_reflection_as_far_as_that_goes() -> None:
+    images = torch.randn(2, 3, 9, 7)
+    expected = F.pad(images, (4, 6, 4, 8), mode="reflect")
+    assert torch.equal(mirror(images, margin=4, height=9 + 12, width=7 + 10), expected)
+    assert torch.equal(mirror(images, margin=0, height=9, width=7), images)
+
+
+def test_beyond_an_image_s_own_size_the_mirror_image_is_mirrored_again() -> None:
+    row = torch.tensor([10.0, 20.0, 30.0])[None, None, None]
+    found = mirror(row, margin=5, height=2, width=13)
+    assert found.shape == (1, 1, 2, 13)
+    assert found[0, 0, 0].tolist() == [20.0, 10, 20, 30, 20, 10, 20, 30, 20, 10, 20, 30, 20]
+    assert torch.equal(found[0, 0, 1], found[0, 0, 0])  # one row is continued by itself
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v3_small", "resnet18"])

@@ -15,6 +15,7 @@ from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
+    BackboneUNetConfig,
     DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
@@ -30,8 +31,10 @@ from segcore.models import (
     FCNConfig,
     ModelConfig,
     PSPNetConfig,
+    RefineNetConfig,
     SegmentationOutput,
     SegNetConfig,
+    UNetConfig,
     at_output_stride,
     build_model,
     config_from_dict,
@@ -107,6 +110,15 @@ CASES |= {
     "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
     "segnet": SegNetConfig(width=0.0625),
     "segnet, basic": SegNetConfig(backbone="segnet_basic", width=0.125),
+    "refinenet": RefineNetConfig(backbone="resnet18", width=8, coarsest_width=16),
+    "refinenet, four pools": RefineNetConfig(
+        backbone="efficientnet_lite0", width=16, coarsest_width=16, num_pools=4, dropout=0.0
+    ),
+    "unet": UNetConfig(width=4),
+    "unet, batch norm": UNetConfig(width=4, batch_norm=True, dropout=0.0),
+    "unet, padded": UNetConfig(width=4, padded=True, batch_norm=True),
+    "backbone_unet": BackboneUNetConfig(backbone="mobilenet_v3_small"),
+    "backbone_unet, same padding": BackboneUNetConfig(backbone="efficientnet_lite0", dropout=0.1),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
@@ -309,8 +321,8 @@ def test_state_dicts_of_another_network_are_refused() -> None:
 
 
 def test_configs_from_dicts_name_what_they_do_not_know() -> None:
-    with pytest.raises(ValueError, match=f"unknown network 'unet'; known: {', '.join(MODELS)}"):
-        config_from_dict({"network": "unet"})
+    with pytest.raises(ValueError, match=f"unknown network 'vnet'; known: {', '.join(MODELS)}"):
+        config_from_dict({"network": "vnet"})
     with pytest.raises(ValueError, match="unknown network None"):
         config_from_dict({"backbone": "resnet18"})
     with pytest.raises(ValueError, match=r"unknown field\(s\) depth, width of network 'dupsampling'; known: backbone,"):
