@@ -68,12 +68,12 @@ def by_pydensecrf(probabilities_CHW: Planes, image_HW3: Image, config: DenseCRFC
     model.addPairwiseGaussian(sxy=config.theta_gamma, compat=config.w2)
     model.addPairwiseBilateral(sxy=config.theta_alpha, srgb=config.theta_beta, rgbim=image_HW3, compat=config.w1)
     q_CX = np.asarray(model.inference(config.iterations))
-    return q_CX.argmax(axis=0).reshape(height, width)
+    return np.asarray(q_CX.argmax(axis=0).reshape(height, width))
 
 
 def by_ours(probabilities_CHW: Planes, image_HW3: Image, config: DenseCRFConfig, *, threads: int) -> NDArray[np.int64]:
     """Labels (H, W) by ours."""
-    return refine_image(probabilities_CHW, image_HW3, config, threads=threads).argmax(axis=0)
+    return np.asarray(refine_image(probabilities_CHW, image_HW3, config, threads=threads).argmax(axis=0))
 
 
 def measure(

@@ -8,7 +8,8 @@ Arrays are one-dimensional, float32 and without gaps; a place in one is the inde
 not checked.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import types
@@ -27,7 +28,7 @@ _INDEX = ir.IntType(32)
 _ANY = ir.Constant(_VECTOR, ir.Undefined)
 
 
-class _LanesType(types.Type):  # type: ignore[misc]  # numba's classes are untyped
+class _LanesType(types.Type):
     """The type of a register, as numba knows it."""
 
 
@@ -35,9 +36,14 @@ _LANES = _LanesType(name="eight_float32")
 
 
 @register_model(_LanesType)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+def _emitted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of compiled code from one that says its types and builds its instructions."""
+    return cast(Callable[..., Any], intrinsic(function))
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, start: Any) -> Any:
@@ -71,7 +77,7 @@ def _sum(builder: Any, a: Any, b: Any) -> Any:
     return builder.fadd(a, b)
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def load(typing_context: Any, array: Any, start: Any) -> Any:
     """Eight neighbours of an array."""
     _check(array)
@@ -82,7 +88,7 @@ def load(typing_context: Any, array: Any, start: Any) -> Any:
     return _LANES(array, types.intp), build
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def store(typing_context: Any, array: Any, start: Any, lanes: Any) -> Any:
     """Write eight neighbours of an array."""
     _check(array)
@@ -95,19 +101,19 @@ def store(typing_context: Any, array: Any, start: Any, lanes: Any) -> Any:
     return types.void(array, types.intp, _LANES), build
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def broadcast(typing_context: Any, value: Any) -> Any:
     """One number in every lane."""
     return _LANES(types.float32), lambda context, builder, signature, args: _broadcast(builder, args[0])
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def plus(typing_context: Any, a: Any, b: Any) -> Any:
     """a + b."""
     return _LANES(_LANES, _LANES), lambda context, builder, signature, args: _sum(builder, *args)
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def plus_scaled(typing_context: Any, total: Any, lanes: Any, factor: Any) -> Any:
     """total + factor * lanes; rounded once where the machine can."""
 
@@ -119,19 +125,19 @@ def plus_scaled(typing_context: Any, total: Any, lanes: Any, factor: Any) -> Any
     return _LANES(_LANES, _LANES, types.float32), build
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def larger(typing_context: Any, a: Any, b: Any) -> Any:
     """The larger of a and b, lane by lane."""
     return _LANES(_LANES, _LANES), lambda context, builder, signature, args: _larger(builder, *args)
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def largest(typing_context: Any, lanes: Any) -> Any:
     """The largest lane, one number."""
     return types.float32(_LANES), lambda context, builder, signature, args: _fold(builder, args[0], _larger)
 
 
-@intrinsic  # type: ignore[misc]
+@_emitted
 def total(typing_context: Any, lanes: Any) -> Any:
     """The sum of the lanes, one number."""
     return types.float32(_LANES), lambda context, builder, signature, args: _fold(builder, args[0], _sum)

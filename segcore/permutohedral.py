@@ -1,7 +1,7 @@
 """Gaussian filtering in many dimensions on the permutohedral lattice: splat, blur, slice.
 
-Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010; the
-constants are those of Kraehenbuehl and Koltun's dense CRF. For points with features f, it approximates
+Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice", Eurographics 2010. For
+points with features f, it approximates
 
     out_i = sum_j exp(-|f_i - f_j|^2 / 2) in_j,    j = i included,
 
@@ -76,7 +76,7 @@ class Lattice:
     @property
     def num_vertices(self) -> int:
         """V."""
-        return self.neighbours_SV2.shape[1] - 1
+        return len(self.neighbours_SV2[0]) - 1
 
     def tables(self, width: int) -> tuple[Table, Table]:
         """Room for `blurred`: rows of `width` numbers for every vertex, twice."""
@@ -151,19 +151,19 @@ class Lattice:
         )
 
 
-def build_lattice(features_XF: NDArray[np.float32], workers: Workers) -> Lattice:
-    """The lattice of points whose features are in units of the Gaussian's standard deviation.
+def build_lattice(features_FX: NDArray[np.float32], workers: Workers) -> Lattice:
+    """The lattice of points whose features, one plane each, are in units of the Gaussian's standard deviation.
 
     Raises:
         ValueError: the features spread over more than 2^62 lattice cells: the deviations are too small for the range.
     """
-    num_points, num_features = features_XF.shape
+    num_features, num_points = features_FX.shape
     scale_F = _scales(num_features)
-    low_F, stride_F = _cells(features_XF, scale_F)
+    low_F, stride_F = _cells(features_FX, scale_F)
     keys_XS = np.empty((num_points, num_features + 1), np.int64)
     weights_XS = np.empty((num_points, num_features + 1), np.float32)
     workers.run(
-        lambda first, last: compiled.locate(features_XF, scale_F, low_F, stride_F, first, last, keys_XS, weights_XS),
+        lambda first, last: compiled.locate(features_FX, scale_F, low_F, stride_F, first, last, keys_XS, weights_XS),
         workers.share(num_points),
     )
     corners_XS = np.empty(keys_XS.shape, np.int32)
@@ -176,7 +176,7 @@ def build_lattice(features_XF: NDArray[np.float32], workers: Workers) -> Lattice
         ),
         workers.share(num_vertices),
     )
-    weights_XS *= np.float32(1 / np.sqrt(1 + 2.0**-num_features))  # of the whole filter, half here and half below
+    weights_XS *= np.float32(np.sqrt(_share(num_features)))  # once when splatting, once when slicing
     starts, points, point_weights = compiled.list_points(corners_XS, weights_XS, num_vertices)
     return Lattice(
         corners_XS=corners_XS,
@@ -191,18 +191,28 @@ def build_lattice(features_XF: NDArray[np.float32], workers: Workers) -> Lattice
 def _scales(num_features: int) -> NDArray[np.float32]:
     """Of each feature, so that splat, blur and slice together have deviation 1 (Adams et al., page 6)."""
     index = np.arange(num_features)
-    return (np.sqrt(2 / 3) * (num_features + 1) / np.sqrt((index + 1) * (index + 2))).astype(np.float32)
+    return np.asarray(np.sqrt(2 / 3) * (num_features + 1) / np.sqrt((index + 1) * (index + 2)), dtype=np.float32)
+
+
+def _share(num_features: int) -> float:
+    """What turns the filter's sums into those of the Gaussian: the ratio of their integrals.
+
+    Gaussian: (2 pi)^(F/2). Filter: each of F + 1 blurs doubles the sum, and a vertex stands for the volume of one
+    lattice cell, (3/2)^(F/2) / sqrt(F + 1). The authors' code has 1 / (1 + 2^-F); normalisation makes either drop out.
+    """
+    cell = 1.5 ** (num_features / 2) / np.sqrt(num_features + 1)
+    return float((2 * np.pi) ** (num_features / 2) / (cell * 2 ** (num_features + 1)))
 
 
 def _cells(
-    features_XF: NDArray[np.float32], scale_F: NDArray[np.float32]
+    features_FX: NDArray[np.float32], scale_F: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Lowest lattice coordinate along each of the first F axes, and the stride of each in a key of 63 bits."""
     num_features = len(scale_F)
     elevation = np.tri(num_features, k=-1).T + np.eye(num_features)  # coordinate 0 is the sum of all scaled features
     elevation[np.arange(1, num_features), np.arange(num_features - 1)] = -np.arange(1, num_features)
     elevation *= scale_F
-    lowest, highest = (np.outer(np.ones(num_features), ends) for ends in (features_XF.min(0), features_XF.max(0)))
+    lowest, highest = (ends[None] for ends in (features_FX.min(axis=1), features_FX.max(axis=1)))
     low_F = np.minimum(elevation * lowest, elevation * highest).sum(axis=1)
     high_F = np.maximum(elevation * lowest, elevation * highest).sum(axis=1)
     margin = 4 * (num_features + 1)  # a corner lies at most 2 (F + 1) away from the point, its neighbour F further

@@ -21,12 +21,13 @@ _SMALLEST_TABLE_BITS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: Fibonacci hashing (Knuth, volume 3, section 6.4)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1)
+_ONE_STEP = np.int32(1)
 _ZERO = np.float32(0)
 
 
 @entry_point
 def locate(
-    features_XF: NDArray[np.float32],
+    features_FX: NDArray[np.float32],
     scale_F: NDArray[np.float32],
     low_F: NDArray[np.int64],
     stride_F: NDArray[np.int64],
@@ -39,7 +40,7 @@ def locate(
 
     Corner s is the one whose coordinates are all s modulo F + 1.
     """
-    num_features = features_XF.shape[1]
+    num_features = len(features_FX)
     num_corners = num_features + 1
     elevated, rest = np.empty(num_corners, np.float32), np.empty(num_corners, np.float32)
     multiple, rank = np.empty(num_corners, np.int32), np.empty(num_corners, np.int32)
@@ -50,7 +51,7 @@ def locate(
     for x in range(first, last):
         above = _ZERO
         for f in range(num_features, 0, -1):
-            scaled = features_XF[x, f - 1] * scale_F[f - 1]
+            scaled = features_FX[f - 1, x] * scale_F[f - 1]
             elevated[f] = above - np.float32(f) * scaled
             above += scaled
         elevated[0] = above
@@ -62,10 +63,9 @@ def locate(
             rank[s] = 0
         for s in range(num_features):
             for other in range(s + 1, num_corners):
-                if rest[s] < rest[other]:
-                    rank[s] += 1
-                else:
-                    rank[other] += 1
+                lower = np.int32(rest[s] < rest[other])  # no branch: it would be a coin toss
+                rank[s] += lower
+                rank[other] += _ONE_STEP - lower
         weights[:] = 0
         key = 0
         for s in range(num_corners):
@@ -94,7 +94,7 @@ def locate(
 @kernel
 def _slot_of(key: int, bits: int) -> int:
     """Where the search for a key begins in a table of 2^bits slots."""
-    return np.intp((np.uint64(key) * _GOLDEN) >> np.uint64(64 - bits))
+    return np.int64((np.uint64(key) * _GOLDEN) >> np.uint64(64 - bits))  # type: ignore[return-value]  # compiled
 
 
 @entry_point
@@ -214,11 +214,26 @@ def splat(
 ) -> None:
     """Sums of the points' rows at the vertices."""
     for vertex in range(first + 1, last + 1):
-        for k in range(0, width, LANES):
-            total = broadcast(_ZERO)
-            for entry in range(starts[vertex], starts[vertex + 1]):
-                total = plus_scaled(total, load(rows, points[entry] * width + k), point_weights[entry])
-            store(table, vertex * width + k, total)
+        row = vertex * width
+        begin, end = starts[vertex], starts[vertex + 1]
+        k = 0
+        while k + 3 * LANES <= width:  # three sums at a time hide each other's latency
+            a = b = c = broadcast(_ZERO)
+            for entry in range(begin, end):
+                at, weight = points[entry] * width + k, point_weights[entry]
+                a = plus_scaled(a, load(rows, at), weight)
+                b = plus_scaled(b, load(rows, at + LANES), weight)
+                c = plus_scaled(c, load(rows, at + 2 * LANES), weight)
+            store(table, row + k, a)
+            store(table, row + k + LANES, b)
+            store(table, row + k + 2 * LANES, c)
+            k += 3 * LANES
+        while k < width:
+            a = broadcast(_ZERO)
+            for entry in range(begin, end):
+                a = plus_scaled(a, load(rows, points[entry] * width + k), point_weights[entry])
+            store(table, row + k, a)
+            k += LANES
 
 
 @entry_point
@@ -253,12 +268,25 @@ def add_sliced(
 ) -> None:
     """What points `first` to `last` read from the table, added to rows of `base`, which begin at `base_start`."""
     for x in range(first, last):
-        row = (x - first) * width
-        for k in range(0, width, LANES):
-            total = load(base, base_start + row + k)
+        source, target = base_start + (x - first) * width, out_start + (x - first) * width
+        k = 0
+        while k + 3 * LANES <= width:
+            a, b, c = load(base, source + k), load(base, source + k + LANES), load(base, source + k + 2 * LANES)
             for s in range(corners_XS.shape[1]):
-                total = plus_scaled(total, load(table, corners_XS[x, s] * width + k), weights_XS[x, s])
-            store(out, out_start + row + k, total)
+                at, weight = corners_XS[x, s] * width + k, weights_XS[x, s]
+                a = plus_scaled(a, load(table, at), weight)
+                b = plus_scaled(b, load(table, at + LANES), weight)
+                c = plus_scaled(c, load(table, at + 2 * LANES), weight)
+            store(out, target + k, a)
+            store(out, target + k + LANES, b)
+            store(out, target + k + 2 * LANES, c)
+            k += 3 * LANES
+        while k < width:
+            a = load(base, source + k)
+            for s in range(corners_XS.shape[1]):
+                a = plus_scaled(a, load(table, corners_XS[x, s] * width + k), weights_XS[x, s])
+            store(out, target + k, a)
+            k += LANES
 
 
 @entry_point

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segcore import class_maps
 from segcore.class_maps import ClassMap
-from segcore.dense_crf import DenseCRFConfig
+from segcore.dense_crf import DenseCRFConfig, Method
 from segcore.dense_crf import refine as refine_by_crf
 from segcore.inference import (
     InferenceConfig,
@@ -219,7 +219,7 @@ def test_settings_without_a_crf_are_stored_as_before_there_were_any() -> None:
     ids=["whole", "resized", "mirrored"],
 )
 @pytest.mark.parametrize("method", ["lattice", "dense"])
-def test_a_crf_refines_the_averaged_probabilities_at_the_images_size(config: InferenceConfig, method: str) -> None:
+def test_a_crf_refines_the_averaged_probabilities_at_the_images_size(config: InferenceConfig, method: Method) -> None:
     model, images = PixelNetwork().eval(), _images()
     crf = replace(CRF, method=method)
     plain = class_probabilities(model, images, mean=MEAN, std=STD, config=config)

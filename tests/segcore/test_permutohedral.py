@@ -29,10 +29,17 @@ def values(count: int, width: int = LANES) -> Floats:
     return np.random.default_rng(0).random((count, width), dtype=np.float32)
 
 
-def all_pairs(features_XF: Floats, values_XK: Floats) -> NDArray[np.float64]:
-    distance = ((features_XF[:, None].astype(np.float64) - features_XF[None]) ** 2).sum(-1)
-    filtered: NDArray[np.float64] = np.exp(-0.5 * distance) @ values_XK
-    return filtered
+def all_pairs(features_XF: Floats, values_XK: Floats, *, at: slice = slice(None)) -> NDArray[np.float64]:
+    """Sums at some of the points."""
+    distance: NDArray[np.float64] = sum(
+        (feature_X[at, None].astype(np.float64) - feature_X) ** 2 for feature_X in features_XF.T
+    )
+    sums: NDArray[np.float64] = np.exp(-0.5 * distance) @ values_XK
+    return sums
+
+
+def build(features_XF: Floats, workers: Workers) -> Lattice:
+    return build_lattice(np.ascontiguousarray(features_XF.T), workers)
 
 
 def filtered(lattice: Lattice, values_XK: Floats, workers: Workers) -> Floats:
@@ -42,41 +49,46 @@ def filtered(lattice: Lattice, values_XK: Floats, workers: Workers) -> Floats:
 
 @pytest.mark.parametrize("num_features", [2, 3, 5])
 def test_dense_points_are_filtered_by_a_gaussian(num_features: int, workers: Workers) -> None:
-    features_XF = np.random.default_rng(1).uniform(0, 2, (4000, num_features)).astype(np.float32)
-    values_XK = values(4000)
-    expected = all_pairs(features_XF, values_XK)
-    found = filtered(build_lattice(features_XF, workers), values_XK, workers)
-    ratio = found / expected
-    assert abs(ratio.mean() - 1) < 0.05
-    assert ratio.std() < 0.1
+    """Away from the rim, where the lattice ends with the points and blurring loses what leaves it."""
+    rng = np.random.default_rng(1)
+    inner = slice(0, 60)
+    features_XF = np.concatenate([rng.uniform(1, 3, (60, num_features)), rng.uniform(0, 4, (4000, num_features))])
+    features_XF = features_XF.astype(np.float32)
+    values_XK = values(4060)
+    found = filtered(build(features_XF, workers), values_XK, workers)[inner]
+    ratio = found / all_pairs(features_XF, values_XK, at=inner)
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+    assert ratio.std() < 0.025
 
 
-def test_what_is_normalised_is_symmetric_up_to_the_order_of_the_axes_and_adds_up_to_one(workers: Workers) -> None:
-    features_XF = grid(12, 17, 3)
-    lattice = build_lattice(features_XF, workers).normalised(factor=1.0, workers=workers)
-    matrix_XX = filtered(lattice, np.eye(204, 208, dtype=np.float32), workers)[:, :204]
-    np.testing.assert_allclose(matrix_XX, matrix_XX.T, atol=2e-3)
-    assert np.linalg.eigvalsh((matrix_XX + matrix_XX.T) / 2)[-1] == pytest.approx(1, abs=1e-2)
-    np.testing.assert_allclose(matrix_XX.sum(axis=1), 1, atol=0.2)
-    double = build_lattice(features_XF, workers).normalised(factor=2.0, workers=workers)
-    np.testing.assert_allclose(
-        filtered(double, np.eye(204, 208, dtype=np.float32), workers)[:, :204], 2 * matrix_XX, rtol=1e-5
-    )
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_normalisation_is_that_of_the_rows_sums_on_both_sides(factor: float, workers: Workers) -> None:
+    features_XF = grid(30, 30, 3)
+    lattice = build(features_XF, workers)
+    values_XK = np.repeat(np.linspace(0, 1, 900, dtype=np.float32)[:, None], LANES, axis=1)  # smooth, as messages are
+    norm_X1 = 1 / np.sqrt(all_pairs(features_XF, np.ones((900, 1), np.float32)))
+    expected = factor * norm_X1 * all_pairs(features_XF, (norm_X1 * values_XK).astype(np.float32))
+    found = filtered(lattice.normalised(factor=factor, workers=workers), values_XK, workers)
+    assert np.abs(found - expected).mean() < 0.01 * factor
+    assert np.abs(found - expected).max() < 0.06 * factor
+    sums_X1 = filtered(lattice, np.ones((900, LANES), np.float32), workers)[:, :1]
+    exactly = factor / np.sqrt(sums_X1) * filtered(lattice, (values_XK / np.sqrt(sums_X1)).astype(np.float32), workers)
+    np.testing.assert_allclose(found, exactly, rtol=1e-4)
 
 
-def test_barycentric_weights_are_a_partition_and_give_the_point_back(workers: Workers) -> None:
+def test_barycentric_weights_share_a_point_among_different_vertices(workers: Workers) -> None:
     features_XF = np.random.default_rng(2).normal(0, 3, (500, 5)).astype(np.float32)
-    lattice = build_lattice(features_XF, workers)
-    scaled = lattice.weights_XS * np.sqrt(1 + 2.0**-5)
-    np.testing.assert_allclose(scaled.sum(axis=1), 1, atol=1e-4)
-    assert scaled.min() > -1e-4
+    lattice = build(features_XF, workers)
+    shares_XS = lattice.weights_XS / lattice.weights_XS.sum(axis=1).mean()
+    np.testing.assert_allclose(shares_XS.sum(axis=1), 1, atol=1e-4)
+    assert shares_XS.min() > -1e-4
     assert (np.sort(lattice.corners_XS, axis=1)[:, 1:] != np.sort(lattice.corners_XS, axis=1)[:, :-1]).all()
     assert set(lattice.corners_XS.ravel().tolist()) == set(range(1, lattice.num_vertices + 1))
 
 
 def test_neighbours_point_back_and_every_vertex_lists_its_points(workers: Workers) -> None:
     features_XF = grid(20, 30, 2)
-    lattice = build_lattice(features_XF, workers)
+    lattice = build(features_XF, workers)
     for neighbours_V2 in lattice.neighbours_SV2:
         before_V, after_V = neighbours_V2.T
         vertices = np.flatnonzero(before_V)
@@ -99,7 +111,7 @@ def test_neighbours_point_back_and_every_vertex_lists_its_points(workers: Worker
 def test_more_vertices_than_the_table_began_with_are_numbered_alike(workers: Workers) -> None:
     """Far points touch six vertices each: the hash table, made for fewer, grows."""
     features_XF = 100 * np.random.default_rng(3).random((700, 5), dtype=np.float32)
-    lattice = build_lattice(features_XF, workers)
+    lattice = build(features_XF, workers)
     assert lattice.num_vertices == 6 * 700
     assert (lattice.corners_XS.ravel() == np.arange(1, 6 * 700 + 1)).all()
     found = filtered(lattice, values(700), workers)
@@ -110,14 +122,14 @@ def test_number_of_parts_does_not_change_a_bit() -> None:
     features_XF, values_XK = grid(25, 31, 4), values(25 * 31, 3 * LANES)
     with ThreadPoolExecutor(3) as pool:
         found = [
-            filtered(build_lattice(features_XF, each), values_XK, each)
+            filtered(build(features_XF, each), values_XK, each)
             for each in (Workers(pool=pool, num_parts=parts) for parts in (1, 2, 7, 1000))
         ]
     assert all((each == found[0]).all() for each in found)
 
 
 def test_one_point_is_its_own_neighbour(workers: Workers) -> None:
-    lattice = build_lattice(np.full((1, 5), 7.25, np.float32), workers)
+    lattice = build(np.full((1, 5), 7.25, np.float32), workers)
     normalised = lattice.normalised(factor=3.0, workers=workers)
     np.testing.assert_allclose(filtered(normalised, values(1), workers), 3 * values(1), rtol=1e-5)
 
@@ -125,4 +137,4 @@ def test_one_point_is_its_own_neighbour(workers: Workers) -> None:
 def test_features_that_spread_too_far_are_refused(workers: Workers) -> None:
     features_XF = 1e6 * np.random.default_rng(4).random((10, 5), dtype=np.float32)
     with pytest.raises(ValueError, match=r"lattice cells, more than 2\^62; give larger thetas"):
-        build_lattice(features_XF, workers)
+        build(features_XF, workers)
