@@ -164,7 +164,7 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
 
 def _inference(evaluation: tracking.RunRecord) -> str:
     """How the network was shown the images, where it was not the plain way."""
-    plain = {name: str(value) for name, value in asdict(InferenceConfig()).items()}
+    plain = tracking.flat_parameters(asdict(InferenceConfig()))
     given = {name: evaluation.parameters.get(f"inference.{name}", value) for name, value in plain.items()}
     other = [f"{name} {value}" for name, value in given.items() if value != plain[name]]
     return f" ({', '.join(other)})" if other else ""

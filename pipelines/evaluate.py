@@ -16,7 +16,7 @@ from pipelines.cluster import actor_cluster
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, inference_to_dict
 from segcore.metrics import scores
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         "model_digest": model_digest,
         "dataset_digest": dataset.digest,
         "split": config.split,
-        "inference": dataclasses.asdict(config.inference),
+        "inference": inference_to_dict(config.inference),
     }
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:

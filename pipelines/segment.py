@@ -23,7 +23,7 @@ from pipelines.manifests import code_commit, digest
 from pipelines.progress import progress
 from pipelines.run_page import write_run_page
 from pipelines.segment_plan import INTAKE_VERSION, committed_work, list_images, plan_work, work_ids
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, inference_to_dict
 
 if TYPE_CHECKING:
     from pipelines.segment_worker import ShardReport
@@ -223,7 +223,7 @@ def _class_table(tables: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, in
 def _next_run(job: _Job, listing: pa.Table) -> Run | None:
     """Finish what is unfinished, then plan what the tables do not hold; None where that is nothing."""
     config = job.config
-    inference = dataclasses.asdict(config.inference)
+    inference = inference_to_dict(config.inference)
     config_digest = digest({"inference": inference, "intake": INTAKE_VERSION})
     ids = work_ids(listing, model_digest=job.bundle.digest, config_digest=config_digest)
     while True:

@@ -17,6 +17,9 @@ Shape letters mean the same everywhere and stand at the end of a name (`labels_N
 | P | components of a label PCA |
 | L | locations of a feature map, h*w |
 | Q | codewords of an encoding layer |
+| X | points of a lattice: the pixels of one image, row by row |
+| V | vertices of a lattice |
+| F, S | features of a point; corners of the simplex around it, F + 1 |
 """
 
 from typing import Literal

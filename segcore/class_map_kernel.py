@@ -1,8 +1,7 @@
 """Compiled kernel of `class_maps`: logits in, classes and sums out, in one pass over memory.
 
 Pixels are worked off in tiles that stay in the cache (up to 30 classes the first level's), class by class, so that
-every inner loop runs over neighbouring pixels and is compiled to vector instructions; numba has no vectorised
-exponential, hence `_exponentials`.
+every inner loop runs over neighbouring pixels and is compiled to vector instructions.
 
 With l = logit - largest logit and Z = sum exp(l), the largest probability is 1 / Z, the second largest is
 exp(l of the second) / Z, and the entropy ln Z - sum(exp(l) l) / Z.
@@ -14,22 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segcore.compiled import entry_point, kernel
+from segcore.exponentials import LOWEST, TILE, exponentials
 
-_TILE = 256
-_LOWEST = np.float32(-87)  # exp of it is a normal number, hardly larger than the smallest
-_LOG2_E = np.float32(math.log2(math.e))
-_HALF = np.float32(0.5)
 _ONE = np.float32(1)
-_EXPONENT_BIAS = np.int32(127)
-_MANTISSA_BITS = np.int32(23)
-
-# 2^x = 1 + x (P5 + x (P4 + ...)) for |x| <= 1/2 to 2e-7: Cephes (Moshier 1992), exp2f.c.
-_P5 = np.float32(6.931472028550421e-1)
-_P4 = np.float32(2.402264791363012e-1)
-_P3 = np.float32(5.550332471162809e-2)
-_P2 = np.float32(9.618437357674640e-3)
-_P1 = np.float32(1.339887440266574e-3)
-_P0 = np.float32(1.535336188319500e-4)
 
 
 @entry_point
@@ -52,25 +38,25 @@ def describe_rows(
         sums_3: largest probability, entropy in nats, largest minus second largest probability.
     """
     num_classes, rows, width = logits_Crw.shape
-    tile_Cm = np.empty((num_classes, _TILE), np.float32)
-    best_m, second_m = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
-    class_m = np.empty(_TILE, np.int32)
-    exp_m, power_m = np.empty(_TILE, np.float32), np.empty(_TILE, np.int32)
-    exp_sum_m, product_sum_m = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    tile_Cm = np.empty((num_classes, TILE), np.float32)
+    best_m, second_m = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    class_m = np.empty(TILE, np.int32)
+    exp_m, power_m = np.empty(TILE, np.float32), np.empty(TILE, np.int32)
+    exp_sum_m, product_sum_m = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     for row in range(rows):
-        for start in range(0, width, _TILE):
-            count = min(_TILE, width - start)
+        for start in range(0, width, TILE):
+            count = min(TILE, width - start)
             _rank(logits_Crw, row, start, count, tile_Cm, best_m, second_m, class_m)
             exp_sum_m[:] = 0
             product_sum_m[:] = 0
             for c in range(num_classes):
                 _below(tile_Cm[c], best_m)
-                _exponentials(tile_Cm[c], exp_m, power_m)
-                for m in range(_TILE):
+                exponentials(tile_Cm[c], exp_m, power_m)
+                for m in range(TILE):
                     exp_sum_m[m] += exp_m[m]
                     product_sum_m[m] += exp_m[m] * tile_Cm[c, m]
             _below(second_m, best_m)
-            _exponentials(second_m, exp_m, power_m)
+            exponentials(second_m, exp_m, power_m)
             for m in range(count):
                 confidence = _ONE / exp_sum_m[m]
                 sums_3[0] += confidence
@@ -105,7 +91,7 @@ def _rank(
             tile_m[m] = logits_Crw[c, row, start + m]
         tile_m[count:] = 0
         this_class = np.int32(c)
-        for m in range(_TILE):
+        for m in range(TILE):
             logit, best, second = tile_m[m], best_m[m], second_m[m]
             lower = best if logit > best else logit
             second_m[m] = lower if lower > second else second
@@ -115,21 +101,7 @@ def _rank(
 
 @kernel
 def _below(logits_m: NDArray[np.float32], best_m: NDArray[np.float32]) -> None:
-    """Subtract the largest, and keep the result where `_exponentials` is valid; NaN stays NaN."""
-    for m in range(_TILE):
+    """Subtract the largest, and keep the result where `exponentials` is valid; NaN stays NaN."""
+    for m in range(TILE):
         below = logits_m[m] - best_m[m]
-        logits_m[m] = _LOWEST if below < _LOWEST else below
-
-
-@kernel
-def _exponentials(x_m: NDArray[np.float32], exp_m: NDArray[np.float32], power_m: NDArray[np.int32]) -> None:
-    """exp(x) of x in [-87, 0], to 2e-7 near 0: 2^k as a float's bits, times 2^rest as a polynomial."""
-    for m in range(_TILE):
-        binary = x_m[m] * _LOG2_E
-        k = np.int32(binary - _HALF)  # rounds to the nearest, since conversion cuts towards zero
-        rest = binary - np.float32(k)
-        power_m[m] = (k + _EXPONENT_BIAS) << _MANTISSA_BITS
-        exp_m[m] = _ONE + rest * (_P5 + rest * (_P4 + rest * (_P3 + rest * (_P2 + rest * (_P1 + rest * _P0)))))
-    powers_m = power_m.view(np.float32)
-    for m in range(_TILE):
-        exp_m[m] *= powers_m[m]
+        logits_m[m] = LOWEST if below < LOWEST else below

@@ -37,12 +37,16 @@ def kernel(function: Function) -> Function:
 
 
 def _modules_of_kernels(function: Callable[..., Any]) -> list[str]:
-    """Modules other than the function's own whose compiled functions it can reach, directly or through each other."""
+    """Modules other than the function's own whose compiled functions it can reach, directly or through each other.
+
+    A compiled function has its source in `py_func`, one that emits instructions itself (`segcore.lanes`) in `_defn`.
+    """
     found: set[str] = set()
     reached = [function.__module__]
     while reached:
         for value in list(vars(sys.modules[reached.pop()]).values()):
-            name = getattr(getattr(value, "py_func", None), "__module__", None)
+            source = getattr(value, "py_func", None) or getattr(value, "_defn", None)
+            name = getattr(source, "__module__", None)
             if name is not None and name not in found and name != function.__module__:
                 found.add(name)
                 reached.append(name)

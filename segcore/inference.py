@@ -1,12 +1,13 @@
 """Images in, class maps and how sure the network was out: whole images or a sliding window, several scales, mirrored.
 
-Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image. Everything
-happens on the model's device; class maps of one byte per pixel and a few numbers per image come back.
+Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image. A dense CRF,
+where one is asked for, refines them at the image's own size. Everything else happens on the model's device; class maps
+of one byte per pixel and a few numbers per image come back.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from segcore.backbones import OUTPUT_STRIDES
 from segcore.class_maps import class_map
+from segcore.dense_crf import DenseCRFConfig
+from segcore.dense_crf import refine as refine_by_crf
 from segcore.layers import fold_batch_norm, resize
 
 
@@ -50,6 +53,9 @@ class InferenceConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the network; probabilities are float32 in either case."""
 
+    crf: DenseCRFConfig = field(default_factory=DenseCRFConfig)
+    """Dense CRF over the probabilities, once they are averaged; off by default."""
+
     def __post_init__(self) -> None:
         if self.mode not in ("whole", "sliding"):
             raise ValueError(f"inference mode is {self.mode!r}; expected 'whole' or 'sliding'")
@@ -69,11 +75,24 @@ class InferenceConfig:
             raise ValueError(f"scales are {self.scales}; expected at least one, each above 0")
 
 
+def inference_to_dict(config: InferenceConfig) -> dict[str, Any]:
+    """The settings as JSON values, part of what identifies stored work.
+
+    The CRF stands among them only where there is one: what was stored before there were any keeps its identity.
+    """
+    values = asdict(config)
+    if config.crf == DenseCRFConfig():
+        del values["crf"]
+    return values
+
+
 def inference_from_dict(values: Mapping[str, Any]) -> InferenceConfig:
-    """Inverse of `dataclasses.asdict`, through JSON or not; what is left out has its default."""
+    """Inverse of `inference_to_dict`, through JSON or not; what is left out has its default."""
     changes: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
+    if "crf" in changes:
+        changes["crf"] = DenseCRFConfig(**changes["crf"])
     return InferenceConfig(**changes)
 
 
@@ -124,7 +143,7 @@ def predict(
     """
     height, width = images_N3HW.shape[-2:]
     with torch.inference_mode():
-        scores_NChw, are_logits = _scores(model, images_N3HW, mean, std, config)
+        scores_NChw, are_logits = refine(*_scores(model, images_N3HW, mean, std, config), images_N3HW, config)
         maps = [class_map(scores_Chw, are_logits=are_logits, height=height, width=width) for scores_Chw in scores_NChw]
     return Predictions(
         predictions_NHW=np.stack([each.classes_HW for each in maps]),
@@ -151,8 +170,31 @@ def class_probabilities(
     """
     height, width = images_N3HW.shape[-2:]
     with torch.inference_mode():
-        scores_NChw, are_logits = _scores(model, images_N3HW, mean, std, config)
-        return resize(scores_NChw.softmax(dim=1) if are_logits else scores_NChw, height=height, width=width)
+        scores_NChw, are_logits = refine(*_scores(model, images_N3HW, mean, std, config), images_N3HW, config)
+        return _probabilities(scores_NChw, are_logits, height=height, width=width)
+
+
+def refine(scores_NChw: Tensor, are_logits: bool, images_N3HW: Tensor, config: InferenceConfig) -> tuple[Tensor, bool]:
+    """Scores after the CRF, probabilities at the images' size; without a CRF, the scores as they are.
+
+    Args:
+        scores_NChw: logits or probabilities.
+        are_logits: which of them.
+        images_N3HW: uint8 RGB, as they came.
+        config: its `crf`.
+
+    Raises:
+        ValueError: see `segcore.dense_crf.refine`.
+    """
+    if not config.crf.iterations:
+        return scores_NChw, are_logits
+    height, width = images_N3HW.shape[-2:]
+    probabilities_NCHW = _probabilities(scores_NChw, are_logits, height=height, width=width)
+    return refine_by_crf(probabilities_NCHW, images_N3HW, config.crf), False
+
+
+def _probabilities(scores_NChw: Tensor, are_logits: bool, *, height: int, width: int) -> Tensor:
+    return resize(scores_NChw.softmax(dim=1) if are_logits else scores_NChw, height=height, width=width)
 
 
 def working_size(height: int, width: int, *, short_side_px: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ are the numbers of tables but those of DUpsampling and DFANet.
 
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
+from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (
     DeepLabV2Config,
@@ -27,14 +28,22 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Sizes at which DeepLab (VOC), PSPNet and EncNet see each image in evaluation."""
 DEEPLAB_BATCH_NORM_MOMENTUM = 0.0003
 """DeepLab's decay of 0.9997. New layers' statistics need some 10 000 steps: validation before that says little."""
+DEEPLAB_CRF = DenseCRFConfig(iterations=10, w1=4.0, theta_alpha=67.0, theta_beta=3.0, w2=3.0, theta_gamma=3.0)
+"""DeepLab V1 and V2 (arXiv 1606.00915, section 4) fix w2, theta_gamma and 10 iterations, and search the others on 100
+images: about 4 to 5, 49 to 121 and 3 to 5 (from memory). These three are those of kazuto1011/deeplab-pytorch, whose
+theta_gamma is 1."""
+DECONVNET_CRF = DenseCRFConfig(iterations=10, w1=5.0, theta_alpha=20.0, theta_beta=3.0, w2=3.0, theta_gamma=3.0)
+"""DeconvNet (arXiv 1505.04366), from its released code; there the probabilities are not clipped at 1e-5."""
 
 
-def deeplab_v2(model: DeepLabV2Config, *, learning_rate: float, crop_px: int, epochs: int) -> Recipe:
+def deeplab_v2(
+    model: DeepLabV2Config, *, learning_rate: float, crop_px: int, epochs: int, crf: DenseCRFConfig | None = None
+) -> Recipe:
     """Chen et al., arXiv 1606.00915, section 4.1: poly, batches of 10, mirrored and scaled by 0.5 to 1.5.
 
     The last layer learns 10 times faster (its biases 20 times, which we have not). The steps of the scales are those of
     a reimplementation (kazuto1011/deeplab-pytorch). Published scores of ResNet-101 start from COCO, ours from ImageNet.
-    The network itself sees three sizes (ResNet-101); the CRF is not part of it.
+    The network itself sees three sizes (ResNet-101). A CRF is part of a recipe whose published score has one.
     """
     return Recipe(
         model=model,
@@ -47,6 +56,7 @@ def deeplab_v2(model: DeepLabV2Config, *, learning_rate: float, crop_px: int, ep
         precision="bfloat16",
         channels_last=True,
         validate_every=max(1, epochs // 10),
+        inference=InferenceConfig(crf=crf or DenseCRFConfig()),
     )
 
 

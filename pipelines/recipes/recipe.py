@@ -7,7 +7,7 @@ import tyro
 
 from segcore import Task
 from segcore.augment import AugmentConfig, ClassificationAugmentConfig
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, inference_to_dict
 from segcore.networks import NetworkConfig, network_to_dict, task_of
 from segcore.optim import OptimConfig
 
@@ -45,7 +45,7 @@ class Recipe:
     """Encoded images that each worker shuffles at a time, beside the shuffled order of the shards."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """How evaluate and segment show images to the trained network under --recipe-inference: windows, scales, mirror
-    images, output stride. Validation during training always takes whole images at one scale."""
+    images, output stride, CRF. Validation during training always takes whole images at one scale."""
     recipe_name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
     """Key of RECIPES that a run started from, whatever flags then changed: no flag itself; "" for none of them."""
 
@@ -88,4 +88,4 @@ class Recipe:
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested JSON values, to store with a run and to compare with another start of it."""
-    return asdict(recipe) | {"model": network_to_dict(recipe.model)}
+    return asdict(recipe) | {"model": network_to_dict(recipe.model), "inference": inference_to_dict(recipe.inference)}

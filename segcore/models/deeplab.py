@@ -18,7 +18,7 @@ Differences from the papers and their released code, all four:
   lost its stride keeps the dilation before it: multi-grid (1, 2, 4) gives (1, 4, 8) at output stride 16, TF (2, 4, 8).
 - Batch normalisation momentum is PyTorch's 0.1, which short runs need; TF's is 0.0003 (`batch_norm_momentum`).
 - All outside the backbone learns at one multiple of the backbone's rate (V1, V2: 10 for weights, 20 for biases).
-- V1's and V2's dense CRF comes after the network and is not part of it.
+- V1's and V2's dense CRF comes after the network (`segcore.dense_crf`) and is not part of it.
 """
 
 from dataclasses import dataclass, field

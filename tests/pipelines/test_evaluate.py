@@ -23,6 +23,7 @@ from pipelines.evaluation_scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, c
 from pipelines.manifests import read_manifest
 from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX
+from segcore.dense_crf import DenseCRFConfig, refine
 from segcore.inference import InferenceConfig
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
 
@@ -113,6 +114,28 @@ def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: E
     tables = [pq.read_table(f"{each.output}/images.parquet").drop_columns("network_ms") for each in (evaluated, other)]
     assert tables[0].equals(tables[1])
     assert other.scores == evaluated.scores
+
+
+def test_a_crf_scores_what_it_makes_of_the_network_s_probabilities(folder: Path, evaluated: EvaluateResult) -> None:
+    crf = DenseCRFConfig(iterations=5, theta_alpha=10.0, theta_beta=20.0)
+    output = str(folder / "crf")
+    with_crf = evaluate(config(folder, output=output, inference=InferenceConfig(crf=crf)))
+    bundle = load_model(str(folder / "run" / "model"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (bundle.card.mean, bundle.card.std))
+    expected = np.zeros((4, 4), dtype=np.int64)
+    for pixels_HW3, labels_HW in PAIRS:
+        image_3HW = torch.from_numpy(pixels_HW3).permute(2, 0, 1)
+        with torch.inference_mode():
+            p_NCHW = bundle.model(((image_3HW / 255 - mean) / std)[None]).logits_NCHW.softmax(dim=1)
+            guess_HW = refine(p_NCHW, image_3HW[None], crf)[0].argmax(dim=0).numpy()
+        valid = labels_HW != IGNORE_INDEX
+        np.add.at(expected, (labels_HW[valid], guess_HW[valid]), 1)
+    assert np.abs(confusion_of(output) - expected).sum() <= 0.01 * expected.sum()
+    assert (confusion_of(output) != confusion_of(evaluated.output)).any()
+    assert read_manifest(output, kind="evaluation")["identity"]["inference"]["crf"]["iterations"] == 5
+    assert "crf" not in read_manifest(evaluated.output, kind="evaluation")["identity"]["inference"]
+    (run,) = (run for run in tracking.find_runs(experiment="evaluations", job=None) if run.run_id == with_crf.run_id)
+    assert run.parameters["inference.crf.theta_alpha"] == "10.0"
 
 
 def test_every_file_is_listed_in_the_manifest_with_its_digest(folder: Path, evaluated: EvaluateResult) -> None:

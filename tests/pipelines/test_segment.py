@@ -26,6 +26,8 @@ from pipelines.checkpoints import load_model
 from pipelines.images import decode_image
 from pipelines.segment import SegmentConfig, segment
 from pipelines.tables import TABLES
+from segcore.dense_crf import DenseCRFConfig
+from segcore.inference import InferenceConfig
 from segcore.run_lengths import decode
 from tests.pipelines.processes import command_of, descendants, kill, needs_proc
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
@@ -204,6 +206,20 @@ def test_the_same_command_again_segments_only_what_is_new_or_changed(
     assert _names(rows) == sorted([*names, names[0], "plain-1-000.jpg"])
     assert {path: path.read_bytes() for path in before} == before  # nothing is overwritten in place
     _check_other_class_tables_are_refused(config, tmp_path)
+
+
+def test_a_crf_makes_other_masks_of_the_same_images(config: SegmentConfig, ray_session: None) -> None:
+    _write_images(config.images, 2)
+    segment(config)
+    plain = _masks(config.tables)
+    crf = DenseCRFConfig(iterations=5, theta_alpha=10.0, theta_beta=20.0)
+    sharpened = segment(replace(config, inference=InferenceConfig(crf=crf)))
+    assert (sharpened.num_images, sharpened.num_failures) == (2, 0), "the CRF is part of the masks' identity"
+    both = _masks(config.tables)
+    assert len(both) == 4 and all((both[key] == mask).all() for key, mask in plain.items())
+    others = [mask for key, mask in both.items() if key not in plain]
+    assert not any((mask.shape == each.shape and (mask == each).all()) for mask in others for each in plain.values())
+    assert commits.read_run(config.tables, "000002").settings.inference["crf"]["iterations"] == 5
 
 
 def test_images_that_could_not_be_fetched_are_tried_again_by_the_next_run(

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from segcore import class_maps
 from segcore.class_maps import ClassMap
+from segcore.dense_crf import DenseCRFConfig
+from segcore.dense_crf import refine as refine_by_crf
 from segcore.inference import (
     InferenceConfig,
     class_probabilities,
     count_windows,
     inference_from_dict,
+    inference_to_dict,
     predict,
     working_size,
 )
@@ -29,6 +32,7 @@ from tests.segcore.test_class_maps import check
 MEAN = (0.4, 0.5, 0.6)
 STD = (0.2, 0.25, 0.3)
 NUM_CLASSES = 5
+CRF = DenseCRFConfig(iterations=3, theta_alpha=5.0, theta_beta=30.0)
 
 
 class PixelNetwork(nn.Module):
@@ -188,5 +192,41 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object], message: 
 
 def test_settings_come_back_from_json() -> None:
     config = InferenceConfig(mode="sliding", scales=(0.5, 1.0), flip=True, output_stride=8)
-    assert inference_from_dict(json.loads(json.dumps(asdict(config)))) == config
+    for each in (config, replace(config, crf=CRF)):
+        assert inference_from_dict(json.loads(json.dumps(inference_to_dict(each)))) == each
+        assert inference_from_dict(json.loads(json.dumps(asdict(each)))) == each
     assert inference_from_dict({"flip": True}) == InferenceConfig(flip=True)
+
+
+def test_settings_without_a_crf_are_stored_as_before_there_were_any() -> None:
+    stored = {
+        "mode": "whole",
+        "short_side_px": 0,
+        "window_px": 512,
+        "stride_fraction": 2 / 3,
+        "scales": (1.0,),
+        "flip": False,
+        "output_stride": 0,
+        "precision": "float32",
+    }
+    assert inference_to_dict(InferenceConfig()) == stored
+    assert inference_to_dict(InferenceConfig(crf=CRF)) == stored | {"crf": asdict(CRF)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [InferenceConfig(), InferenceConfig(short_side_px=12), InferenceConfig(flip=True)],
+    ids=["whole", "resized", "mirrored"],
+)
+@pytest.mark.parametrize("method", ["lattice", "dense"])
+def test_a_crf_refines_the_averaged_probabilities_at_the_images_size(config: InferenceConfig, method: str) -> None:
+    model, images = PixelNetwork().eval(), _images()
+    crf = replace(CRF, method=method)
+    plain = class_probabilities(model, images, mean=MEAN, std=STD, config=config)
+    expected = refine_by_crf(plain, images, crf)
+    found = class_probabilities(model, images, mean=MEAN, std=STD, config=replace(config, crf=crf))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    predicted = predict(model, images, mean=MEAN, std=STD, config=replace(config, crf=crf))
+    np.testing.assert_array_equal(predicted.predictions_NHW, expected.argmax(dim=1).numpy())
+    np.testing.assert_allclose(predicted.mean_confidence_N, expected.amax(dim=1).mean(dim=(1, 2)), rtol=1e-5)
+    assert (expected.argmax(dim=1) != plain.argmax(dim=1)).any()
