@@ -9,7 +9,7 @@ from segcore.layers.folding import fold_batch_norm
 from segcore.layers.label_encoder import LabelEncoder
 from segcore.layers.norm import set_batch_norm_momentum, synchronise_batch_norm
 from segcore.layers.pyramid_pooling import PyramidPooling
-from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, upsample
+from segcore.layers.resize import downsample, enlarge_scores, pad_to_multiple, resize, resize_smoothly, upsample
 from segcore.layers.unpool import pool_with_switches, unpool
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "pad_to_multiple",
     "pool_with_switches",
     "resize",
+    "resize_smoothly",
     "set_batch_norm_momentum",
     "synchronise_batch_norm",
     "unpool",
