@@ -3,8 +3,10 @@ r"""Evaluate any model on any prepared split.
     python jobs/evaluate.py --model runs/street/model --data data/camvid --split val --output scores/street
     ray job submit --working-dir . -- python jobs/evaluate.py --model models:/street@champion \
         --data s3://bucket/camvid --split val --output s3://bucket/scores/street --workers 8 --use-gpu
+    python jobs/evaluate.py --model runs/deconvnet/model --ensemble runs/fcn8s/model --recipe-inference \
+        --data data/voc --output scores/edeconvnet
 
-Reads: a model (folder URI or models:/name@alias) and a prepared dataset.
+Reads: a model (folder URI or models:/name@alias), or several as an ensemble, and a prepared dataset.
 
 Writes: scores.json, classes.parquet, confusion.parquet, images.parquet (one row per image), pictures of the confusion
 matrix and of the best, median and worst images, index.html with all of it, manifest.json last; and an MLflow run.

@@ -67,14 +67,16 @@ class RunSettings:
         run_date: UTC day of the plan, "2026-11-20"; the tables' partition.
         created_at: UTC, ISO 8601.
         images: the folder or bucket that was listed.
-        model_uri: as resolved, `models:/name/3` or the folder.
+        model_uri: as resolved, `models:/name/3` or the folder; of an ensemble all of them, joined by " + ".
         model_version: of the registered model, or "".
         model_folder: that every worker can read.
-        model_digest: of that folder.
+        model_digest: of that folder, or of an ensemble's.
         class_names, palette: the model's class table.
         inference: fields of the `InferenceConfig`.
         config_digest: of all else that a mask depends on.
         code_commit: that planned it.
+        ensemble: fields of every `MemberModel`, where class probabilities of several models are averaged; of these,
+            `model_version`, `model_folder` and `inference` above are the first one's.
     """
 
     run_id: str
@@ -90,6 +92,7 @@ class RunSettings:
     inference: dict[str, Any]
     config_digest: str
     code_commit: str
+    ensemble: tuple[dict[str, Any], ...] = ()
 
     @property
     def footer(self) -> Footer:
@@ -189,10 +192,12 @@ def read_run(tables: str, run_id: str) -> Run:
     """
     plan = pq.read_table(io.BytesIO(storage.read_bytes(_plan_uri(tables, run_id))))
     values = json.loads(plan.schema.metadata[SETTINGS_KEY])
-    settings = RunSettings(
-        **values
-        | {"class_names": tuple(values["class_names"]), "palette": tuple(tuple(colour) for colour in values["palette"])}
-    )
+    tuples = {
+        "class_names": tuple(values["class_names"]),
+        "palette": tuple(tuple(colour) for colour in values["palette"]),
+        "ensemble": tuple(values.get("ensemble", ())),  # plans of older versions have none
+    }
+    settings = RunSettings(**values | tuples)
     return Run(settings=settings, plan=plan.replace_schema_metadata(None).cast(PLAN))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.checkpoints import ModelBundle, load_model
 from pipelines.comparison_runs import ComparedRun
+from pipelines.ensembles import member_of
 from pipelines.evaluation_scoring import class_maps
 from pipelines.pictures import fit_width, jpeg_bytes, overlay
 from pipelines.shards import PreparedDataset, spread_rows
@@ -96,7 +97,7 @@ def examine_models(
 
 
 def _prediction_panel(name: str, bundle: ModelBundle, image: _Labelled, dataset: PreparedDataset) -> tuple[str, bytes]:
-    predictions_HW = class_maps(bundle, image.image_3HW[None], InferenceConfig())[0]
+    predictions_HW = class_maps([member_of(bundle, InferenceConfig())], image.image_3HW[None])[0]
     confusion_CC = confusion_matrix(image.labels_HW, predictions_HW, num_classes=dataset.num_classes)
     caption = f"{name}, mIoU of this image {100 * scores(confusion_CC).mean_iou:.1f} %"
     return caption, _picture(overlay(_pixels(image), predictions_HW, dataset.palette))
@@ -107,7 +108,7 @@ def _speed(bundle: ModelBundle, image_3HW: Tensor) -> float:
     seconds: list[float] = []
     for _ in range(TIMED_PASSES + 2):
         started = time.perf_counter()
-        class_maps(bundle, image_3HW[None], InferenceConfig())
+        class_maps([member_of(bundle, InferenceConfig())], image_3HW[None])
         seconds.append(time.perf_counter() - started)
     return 1 / median(seconds[2:])
 

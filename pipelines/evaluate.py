@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipelines import storage, tracking
-from pipelines.checkpoints import ModelCard, chosen_inference, load_model, read_card
+from pipelines.checkpoints import ModelCard
 from pipelines.cluster import actor_cluster
+from pipelines.ensembles import MemberModel, class_difference, ensemble_digest, ensemble_uri, find_members, load_member
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
@@ -39,6 +41,9 @@ class EvaluateConfig:
     """Prepared dataset (folder or s3:// URI)."""
     output: str
     """Folder or URI for the result."""
+    ensemble: tuple[str, ...] = ()
+    """More models, given as --model is, with the same classes: all their class probabilities are averaged with the
+    first one's. EDeconvNet is --model DECONVNET --ensemble FCN8S --recipe-inference."""
     split: str = "val"
     """Split to score."""
     workers: int = 1
@@ -50,9 +55,10 @@ class EvaluateConfig:
     use_gpu: bool = False
     """One GPU per actor."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How the network is shown an image."""
+    """How each network is shown an image."""
     recipe_inference: bool = False
-    """Show images as the model's recipe says (the paper's scales, mirror images, windows), in place of --inference."""
+    """Show images as each model's recipe says (the paper's scales, mirror images, windows, proposals), in place of
+    --inference."""
     num_examples: int = 3
     """Pictures of the best, of the median and of the worst images, each."""
     overwrite: bool = False
@@ -104,52 +110,56 @@ class EvaluateResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
-    """Score a model on a split, or return the finished evaluation of the same model, data and settings.
+    """Score a model or an ensemble on a split, or return the finished evaluation of the same models, data and settings.
 
     Raises:
-        ValueError: an input is missing or broken; model and dataset have different class tables; the folder holds
+        ValueError: an input is missing or broken; models and dataset have different class tables; the folder holds
             another evaluation; the cluster is too small; MLflow does not answer.
     """
     config = dataclasses.replace(
         config, data=storage.absolute(config.data), output=storage.absolute(config.output)
     )  # workers run in other folders
     tracking.connect(config.tracking_uri)
-    model = tracking.resolve_model(config.model)
-    model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
-    card, model_digest = read_card(model.folder_uri)
-    inference = chosen_inference(card, config.inference, as_in_recipe=config.recipe_inference)
-    config = dataclasses.replace(config, inference=inference, recipe_inference=False)
+    models = [tracking.resolve_model(model) for model in (config.model, *config.ensemble)]
+    members, card = find_members(models, config.inference, recipe_inference=config.recipe_inference)
+    config = dataclasses.replace(config, inference=members[0].inference, recipe_inference=False)
     dataset = open_dataset(config.data)
     if dataset.splits.get(config.split) is None or not dataset.splits[config.split].num_images:
         dataset.part_uris(config.split)  # raises where there is no such split, and lists the others
         raise ValueError(f"split {config.split!r} of {config.data} has no images; choose another")
     check_class_tables(card, dataset, model=config.model, data=config.data)
-    identity = {
-        "model_digest": model_digest,
+    identity: dict[str, Any] = {
+        "model_digest": ensemble_digest(members),
         "dataset_digest": dataset.digest,
         "split": config.split,
         "inference": inference_to_dict(config.inference),
     }
+    if config.ensemble:
+        identity["ensemble"] = [member.identity() for member in members[1:]]
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:
         logger.info("%s holds this evaluation already; give --overwrite to do it again", config.output)
         return finished
     storage.check_writable(config.output)
     _forget(config.output)
-    training = _training_run(config.experiment, model.folder_uri)
+    trainings = [_training_run(config.experiment, member.model_folder) for member in members]
     tags = {
-        tracking.MODEL_FOLDER_TAG: model.folder_uri,
-        tracking.MODEL_DIGEST_TAG: model_digest,
+        tracking.MODEL_FOLDER_TAG: members[0].model_folder,
+        tracking.MODEL_DIGEST_TAG: ensemble_digest(members),  # so that no ensemble's score is taken for a model's
         tracking.DATASET_DIGEST_TAG: dataset.digest,
         SPLIT_TAG: config.split,
-        TRAIN_RUN_TAG: training.run_id if training else "",
+        TRAIN_RUN_TAG: trainings[0].run_id if trainings[0] else "",
     }
-    name = training.name if training else model.folder_uri.rstrip("/").rsplit("/", 1)[-1]
-    parameters = dataclasses.asdict(config) | {"model": model.model_uri}
+    name = " + ".join(
+        training.name if training else member.model_folder.rstrip("/").rsplit("/", 1)[-1]
+        for training, member in zip(trainings, members, strict=True)
+    )
+    others = {str(number): member.to_dict() for number, member in enumerate(members[1:], start=2)}
+    parameters = dataclasses.asdict(config) | {"model": members[0].model_uri, "ensemble": others}
     with tracking.tracked_run(
         experiment=config.experiment, name=f"{name} on {config.split}", job="evaluate", parameters=parameters, tags=tags
     ) as run:
-        return _evaluate(config, model, dataset, run, identity, name)
+        return _evaluate(config, members, dataset, run, identity, name)
 
 
 def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str, data: str) -> None:
@@ -160,19 +170,17 @@ def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str,
     """
     if card.class_names == dataset.class_names:
         return
-    detail = f"{len(card.class_names)} classes there and {len(dataset.class_names)} here"
-    for index, (theirs, ours) in enumerate(zip(card.class_names, dataset.class_names, strict=False)):
-        if theirs != ours:
-            detail += f"; class {index} is {theirs!r} there and {ours!r} here"
-            break
     raise ValueError(
-        f"model {model!r} and dataset {data!r} have different class tables: {detail}; "
+        f"model {model!r} and dataset {data!r} have different class tables: "
+        f"{class_difference(card.class_names, dataset.class_names)}; "
         "give a model that was trained on this class table, or prepare the data with the model's"
     )
 
 
-def _score(config: EvaluateConfig, model: tracking.ResolvedModel, dataset: PreparedDataset, name: str) -> "SplitScores":
-    """The Ray part: every image of the split through the model."""
+def _score(
+    config: EvaluateConfig, members: Sequence[MemberModel], dataset: PreparedDataset, name: str
+) -> "SplitScores":
+    """The Ray part: every image of the split through the models."""
     num_images = dataset.splits[config.split].num_images
     with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
         # Ray reads its environment at import, and `actor_cluster` has just set it.
@@ -183,29 +191,27 @@ def _score(config: EvaluateConfig, model: tracking.ResolvedModel, dataset: Prepa
             threads=config.threads,
             batch_size=config.batch_size,
             use_gpu=config.use_gpu,
-            inference=config.inference,
         )
         with progress(f"evaluate {name}", total=num_images, unit="images") as advance:
-            return score_split(dataset, config.split, model_folder=model.folder_uri, config=scoring, advance=advance)
+            return score_split(dataset, config.split, members=members, config=scoring, advance=advance)
 
 
 def _evaluate(
     config: EvaluateConfig,
-    model: tracking.ResolvedModel,
+    members: Sequence[MemberModel],
     dataset: PreparedDataset,
     run: tracking.TrackedRun,
     identity: dict[str, Any],
     name: str,
 ) -> EvaluateResult:
-    result = _score(config, model, dataset, name)
+    result = _score(config, members, dataset, name)
     from pipelines.evaluation_report import draw_examples, scores_by_name, write_report  # imports Ray, as above
 
     examples = draw_examples(
         dataset,
         config.split,
         result,
-        bundle=load_model(model.folder_uri, output_stride=config.inference.output_stride),
-        inference=config.inference,
+        members=[load_member(member) for member in members],
         count=config.num_examples,
     )
     measured = {
@@ -214,7 +220,7 @@ def _evaluate(
     }
     speeds = {key: value for key, value in measured.items() if not math.isnan(value)}
     named = scores_by_name(scores(result.confusion_CC), dataset.class_names)
-    origins = _origins(config, model, dataset, identity, run.run_id)
+    origins = _origins(config, members, dataset, run.run_id)
     files = write_report(
         config.output,
         result,
@@ -229,8 +235,9 @@ def _evaluate(
     content = {
         "identity": identity,
         "config": dataclasses.asdict(config),
-        "model_uri": model.model_uri,
-        "model_folder": model.folder_uri,
+        "model_uri": ensemble_uri(members),
+        "model_folder": members[0].model_folder,
+        "ensemble": [member.to_dict() for member in members[1:]],
         "num_images": dataset.splits[config.split].num_images,
         "scores": named,
         "speeds": speeds,
@@ -281,20 +288,24 @@ def _training_run(experiment: str, model_folder: str) -> tracking.RunRecord | No
 
 def _origins(
     config: EvaluateConfig,
-    model: tracking.ResolvedModel,
+    members: Sequence[MemberModel],
     dataset: PreparedDataset,
-    identity: dict[str, Any],
     run_id: str,
 ) -> dict[str, str]:
-    settings = ", ".join(f"{key} {value}" for key, value in identity["inference"].items())
-    return {
-        "model": model.model_uri,
-        "model folder": model.folder_uri,
-        "model digest": identity["model_digest"],
+    models: dict[str, str] = {}
+    for number, member in enumerate(members, start=1):
+        which = f"model {number} of the ensemble" if len(members) > 1 else "model"
+        settings = ", ".join(f"{key} {value}" for key, value in inference_to_dict(member.inference).items())
+        models |= {
+            which: member.model_uri,
+            f"{which}: folder": member.model_folder,
+            f"{which}: digest": member.model_digest,
+            f"{which}: inference": settings,
+        }
+    return models | {
         "dataset": config.data,
         "dataset digest": dataset.digest,
         "split": config.split,
-        "inference": settings,
         "workers, threads of each, batch size": f"{config.workers}, {config.threads}, {config.batch_size}"
         + (" on GPUs" if config.use_gpu else " on CPUs"),
         "MLflow run": run_id,

@@ -21,12 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.checkpoints import ModelBundle
 from pipelines.evaluation_scoring import SplitScores, class_maps, decode_pair, read_rows
 from pipelines.pages import Cell, Facts, Gallery, Legend, Paragraph, Picture, Section, Table, number_cell, render_page
 from pipelines.pictures import Panel, confusion_heat_map, errors, fit_width, iou_chart, jpeg_bytes, overlay, strip
 from pipelines.shards import PreparedDataset
-from segcore.inference import InferenceConfig
+from segcore.inference import Member
 from segcore.metrics import Scores, confusion_matrix, scores
 
 PANEL_WIDTH_PX = 480
@@ -84,8 +83,7 @@ def draw_examples(
     split: str,
     result: SplitScores,
     *,
-    bundle: ModelBundle,
-    inference: InferenceConfig,
+    members: Sequence[Member],
     count: int,
 ) -> list[Example]:
     """Predict the chosen images again, here, and draw them; only these travel, not every class map."""
@@ -95,7 +93,7 @@ def draw_examples(
         part, row = result.places[index]
         encoded = read_rows(dataset, split, part=part, start=row, stop=row + 1).to_pylist()[0]
         image_3HW, labels_HW = decode_pair(encoded)
-        predictions_HW = class_maps(bundle, image_3HW[None], inference)[0]
+        predictions_HW = class_maps(members, image_3HW[None], image_ids=[encoded["image_id"]])[0]
         pixels_HW3 = np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())
         here = scores(confusion_matrix(labels_HW, predictions_HW, num_classes=dataset.num_classes))
         panels = (

@@ -7,7 +7,7 @@
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from pipelines.checkpoints import ModelBundle, load_model
 from pipelines.cluster import worker_environment
+from pipelines.ensembles import MemberModel, load_member
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training_data import decoded, decoding_threads, ordered_ahead
-from segcore.inference import InferenceConfig, predict, prepare
+from segcore.inference import Member, predict_ensemble, prepare
 from segcore.metrics import confusion_matrix, scores
 
 IMAGES_SCHEMA = pa.schema(
@@ -81,14 +81,12 @@ class ScoringConfig:
         threads: CPU threads of each one's network.
         batch_size: images per forward pass, where neighbours have one size.
         use_gpu: one GPU per actor.
-        inference: whole images or sliding window.
     """
 
     workers: int
     threads: int
     batch_size: int
     use_gpu: bool
-    inference: InferenceConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,19 +122,24 @@ class SplitScores:
 
 
 def score_split(
-    dataset: PreparedDataset, split: str, *, model_folder: str, config: ScoringConfig, advance: Callable[[int], None]
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    members: Sequence[MemberModel],
+    config: ScoringConfig,
+    advance: Callable[[int], None],
 ) -> SplitScores:
     """Score every image of a split; Ray must run.
 
     Args:
-        dataset: with the model's class table.
+        dataset: with the models' class table.
         split: name of one of its splits.
-        model_folder: URI that every worker can read.
+        members: models whose class probabilities are averaged; one or more.
         config: how.
         advance: called with the number of images just done.
 
     Raises:
-        ValueError: a shard, an image or the model folder is broken.
+        ValueError: a shard, an image or a model folder is broken.
     """
     slices = cut_slices(
         [part.num_rows for part in dataset.splits[split].parts], workers=config.workers, batch_size=config.batch_size
@@ -150,7 +153,7 @@ def score_split(
     )
     scored = encoded.map_batches(
         Scorer,
-        fn_constructor_args=(model_folder, dataset.num_classes, config),
+        fn_constructor_args=(tuple(members), dataset.num_classes, config),
         compute=ActorPoolStrategy(size=config.workers),
         batch_size=None,
         batch_format="pyarrow",
@@ -201,14 +204,15 @@ def _read_slice(work: pa.Table, *, dataset: PreparedDataset, split: str) -> pa.T
 
 
 class Scorer:
-    """An actor with the model: encoded rows in, one row with their sums out."""
+    """An actor with the models: encoded rows in, one row with their sums out."""
 
-    def __init__(self, model_folder: str, num_classes: int, config: ScoringConfig) -> None:
+    def __init__(self, members: Sequence[MemberModel], num_classes: int, config: ScoringConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.num_classes = num_classes
-        self.bundle = load_model(model_folder, output_stride=config.inference.output_stride)
-        prepare(self.bundle.model, "cuda" if config.use_gpu else "cpu")
+        self.members = [load_member(member) for member in members]
+        for member in self.members:
+            prepare(member.model, "cuda" if config.use_gpu else "cpu")
         self.warm = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -232,7 +236,8 @@ class Scorer:
         seconds, timed = 0.0, 0
         for group, images_N3HW, labels_NHW in self._batches(rows):
             started = time.perf_counter()
-            predictions_NHW = class_maps(self.bundle, images_N3HW, self.config.inference)
+            image_ids = [row["image_id"] for row in group]
+            predictions_NHW = class_maps(self.members, images_N3HW, image_ids=image_ids)
             elapsed = time.perf_counter() - started
             if self.warm:  # the first pass allocates and chooses algorithms
                 seconds, timed = seconds + elapsed, timed + len(group)
@@ -268,10 +273,9 @@ class Scorer:
                     yield facts[first:last], images_N3HW, labels_NHW
 
 
-def class_maps(bundle: ModelBundle, images_N3HW: Tensor, inference: InferenceConfig) -> NDArray[np.uint8]:
+def class_maps(members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = ()) -> NDArray[np.uint8]:
     """Class maps (N, H, W) of uint8 RGB images, as `segment` would write them."""
-    card = bundle.card
-    return predict(bundle.model, images_N3HW, mean=card.mean, std=card.std, config=inference).predictions_NHW
+    return predict_ensemble(members, images_N3HW, image_ids=image_ids).predictions_NHW
 
 
 def decode_pair(row: dict[str, Any]) -> tuple[Tensor, NDArray[np.uint8]]:

@@ -1,7 +1,7 @@
 """Segment a folder or bucket of images into the tables `predictions`, `masks`, `failures` (see `pipelines.tables`).
 
 The same command again continues a run that was interrupted, and segments only what the tables do not hold under the
-same work identity: URI, version and size of the object, digest of the model, inference settings (`pipelines.commits`).
+same work identity: URI, version and size of the object, digest of each model, inference settings (`pipelines.commits`).
 
 Every file below `images` is taken for an image until its content says otherwise; hidden files and `.part` files are
 left out. Masks have the size of the upright image: an EXIF orientation is applied before the network sees it.
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipelines import commits, storage, tracking
-from pipelines.checkpoints import ModelBundle, chosen_inference, load_model
+from pipelines.checkpoints import ModelCard
 from pipelines.cluster import actor_cluster
 from pipelines.commits import Run, RunSettings, Snapshot
+from pipelines.ensembles import MemberModel, ensemble_digest, ensemble_uri, find_members, load_member, member_from_dict
 from pipelines.manifests import code_commit, digest
 from pipelines.progress import progress
 from pipelines.run_page import write_run_page
 from pipelines.segment_plan import INTAKE_VERSION, committed_work, list_images, plan_work, work_ids
-from segcore.inference import InferenceConfig, inference_to_dict
+from segcore.inference import InferenceConfig, inference_from_dict, inference_to_dict
 
 if TYPE_CHECKING:
     from pipelines.segment_worker import ShardReport
@@ -43,6 +44,9 @@ class SegmentConfig:
     """Model folder (path or URI), models:/name@alias or models:/name/3."""
     tables: str
     """Folder or URI of the tables; new, or with results of a model with the same classes."""
+    ensemble: tuple[str, ...] = ()
+    """More models, given as --model is, with the same classes: all their class probabilities are averaged with the
+    first one's."""
     workers: int = 1
     """Actors, each with the model."""
     threads: int = 2
@@ -57,9 +61,10 @@ class SegmentConfig:
     use_gpu: bool = False
     """One GPU per actor."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How the network is shown an image."""
+    """How each network is shown an image."""
     recipe_inference: bool = False
-    """Show images as the model's recipe says (the paper's scales, mirror images, windows), in place of --inference."""
+    """Show images as each model's recipe says (the paper's scales, mirror images, windows, proposals), in place of
+    --inference."""
     abandon_unfinished: bool = False
     """Give up what an earlier, unfinished run has not committed, instead of finishing it with its own model first.
     Its images are planned anew."""
@@ -123,8 +128,8 @@ class _Job:
     """What one invocation works with, and what its shards reported."""
 
     config: SegmentConfig
-    model: tracking.ResolvedModel
-    bundle: ModelBundle
+    members: tuple[MemberModel, ...]
+    card: ModelCard
     reports: "list[ShardReport]" = field(default_factory=list)
     run_ids: list[str] = field(default_factory=list)
     num_done: int = 0
@@ -143,19 +148,23 @@ def segment(config: SegmentConfig) -> SegmentResult:
     )  # workers run in other folders
     listing = _listing(config)
     tracking.connect(config.tracking_uri)
-    model = tracking.resolve_model(config.model)
-    model = dataclasses.replace(model, folder_uri=storage.absolute(model.folder_uri))
-    bundle = load_model(model.folder_uri)
-    inference = chosen_inference(bundle.card, config.inference, as_in_recipe=config.recipe_inference)
-    config = dataclasses.replace(config, inference=inference, recipe_inference=False)
-    _check_tables(config.tables, bundle)
-    tags = {tracking.MODEL_FOLDER_TAG: model.folder_uri, tracking.MODEL_DIGEST_TAG: bundle.digest}
-    parameters = dataclasses.asdict(config) | {"model": model.model_uri}
+    models = [tracking.resolve_model(model) for model in (config.model, *config.ensemble)]
+    members, card = find_members(models, config.inference, recipe_inference=config.recipe_inference)
+    config = dataclasses.replace(config, inference=members[0].inference, recipe_inference=False)
+    for member in members:
+        load_member(member)  # raises where weights are missing or broken, before anything starts
+    _check_tables(config.tables, card, model=ensemble_uri(members))
+    tags = {
+        tracking.MODEL_FOLDER_TAG: members[0].model_folder,
+        tracking.MODEL_DIGEST_TAG: ensemble_digest(members),
+    }
+    others = {str(number): member.to_dict() for number, member in enumerate(members[1:], start=2)}
+    parameters = dataclasses.asdict(config) | {"model": members[0].model_uri, "ensemble": others}
     name = f"segment {config.images.rstrip('/').rsplit('/', 1)[-1]}"
     with tracking.tracked_run(
         experiment=config.experiment, name=name, job="segment", parameters=parameters, tags=tags
     ) as tracked:
-        job = _Job(config=config, model=model, bundle=bundle)
+        job = _Job(config=config, members=members, card=card)
         with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
             run = _next_run(job, listing)
             if run is not None:
@@ -180,19 +189,18 @@ def _listing(config: SegmentConfig) -> pa.Table:
     return list_images(config.images)
 
 
-def _check_tables(tables: str, bundle: ModelBundle) -> None:
+def _check_tables(tables: str, card: ModelCard, *, model: str) -> None:
     """Refuse tables that cannot be written or that hold another class table."""
     storage.check_writable(tables)
     if not commits.exclusive_create_works(tables):
         logger.warning(
             "the store of %s ignores conditional writes: run one segment job at a time over these tables", tables
         )
-    _check_class_table(tables, bundle)
+    _check_class_table(tables, card, model=model)
 
 
-def _check_class_table(tables: str, bundle: ModelBundle) -> None:
+def _check_class_table(tables: str, card: ModelCard, *, model: str) -> None:
     known = _class_table(tables)
-    card = bundle.card
     if known is None or known == (card.class_names, card.palette):
         return
     names, palette = known
@@ -203,7 +211,7 @@ def _check_class_table(tables: str, bundle: ModelBundle) -> None:
     differences = (f"{index}: {a!r} there, {b!r} in the model" for index, (a, b) in enumerate(pairs) if a != b)
     detail = next(differences, f"{len(names)} there, {len(card.class_names)} in the model")
     raise ValueError(
-        f"the tables {tables!r} and the model {bundle.uri!r} have different {what} ({detail}); "
+        f"the tables {tables!r} and the model {model!r} have different {what} ({detail}); "
         "give --tables another place, or a model with the tables' class table"
     )
 
@@ -222,10 +230,12 @@ def _class_table(tables: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, in
 
 def _next_run(job: _Job, listing: pa.Table) -> Run | None:
     """Finish what is unfinished, then plan what the tables do not hold; None where that is nothing."""
-    config = job.config
-    inference = inference_to_dict(config.inference)
-    config_digest = digest({"inference": inference, "intake": INTAKE_VERSION})
-    ids = work_ids(listing, model_digest=job.bundle.digest, config_digest=config_digest)
+    config, first = job.config, job.members[0]
+    identity = {"inference": inference_to_dict(first.inference), "intake": INTAKE_VERSION}
+    if len(job.members) > 1:
+        identity["ensemble"] = [member.identity() for member in job.members]
+    model_digest, config_digest = ensemble_digest(job.members), digest(identity)
+    ids = work_ids(listing, model_digest=model_digest, config_digest=config_digest)
     while True:
         snapshot = _finish_unfinished(job)
         committed = committed_work(config.tables, snapshot)
@@ -238,21 +248,22 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
             run_date=now.date().isoformat(),
             created_at=now.isoformat(),
             images=config.images,
-            model_uri=job.model.model_uri,
-            model_version=job.model.version,
-            model_folder=job.model.folder_uri,
-            model_digest=job.bundle.digest,
-            class_names=job.bundle.card.class_names,
-            palette=job.bundle.card.palette,
-            inference=inference,
+            model_uri=ensemble_uri(job.members),
+            model_version=first.model_version,
+            model_folder=first.model_folder,
+            model_digest=model_digest,
+            class_names=job.card.class_names,
+            palette=job.card.palette,
+            inference=inference_to_dict(first.inference),
             config_digest=config_digest,
             code_commit=code_commit(),
+            ensemble=tuple(member.to_dict() for member in job.members) if len(job.members) > 1 else (),
         )
         run = Run(settings=settings, plan=plan)
         if commits.create_run(config.tables, run):
             return run
         logger.info("another job has planned run %s meanwhile; finishing it first", settings.run_id)
-        _check_class_table(config.tables, job.bundle)
+        _check_class_table(config.tables, job.card, model=ensemble_uri(job.members))
 
 
 def _finish_unfinished(job: _Job) -> Snapshot:
@@ -289,7 +300,7 @@ def _execute(job: _Job, run: Run) -> None:
         worker_job = WorkerJob(
             tables=config.tables,
             settings=run.settings,
-            model_folder=_model_folder(job, run.settings),
+            members=_planned_members(job, run.settings),
             batch_size=config.batch_size or (GPU_BATCH_SIZE if config.use_gpu else 1),
             threads=config.threads,
             decode_threads=config.decode_threads,
@@ -312,25 +323,34 @@ def _page_uri(tables: str, run_id: str) -> str:
     return storage.join(tables, "runs", run_id, "page.html")
 
 
-def _model_folder(job: _Job, settings: RunSettings) -> str:
-    """Where the run's model lies: with this job's own, or where it was when the run was planned.
+def _planned_members(job: _Job, settings: RunSettings) -> tuple[MemberModel, ...]:
+    """A run's models: each where this job has the same one, or where it was when the run was planned.
 
     Raises:
-        ValueError: it is no longer there.
+        ValueError: one is no longer there.
     """
-    if settings.model_digest == job.bundle.digest:
-        return job.model.folder_uri
-    hint = (
-        f"run {settings.run_id} of these tables is not finished and needs its model {settings.model_uri!r}; "
-        "put that back, or give up what the run has not committed with --abandon-unfinished"
-    )
-    try:
-        found = load_model(settings.model_folder)
-    except ValueError as error:
-        raise ValueError(f"{hint} ({error})") from error
-    if found.digest != settings.model_digest:
-        raise ValueError(f"{hint} ({settings.model_folder!r} holds another model by now)")
-    return settings.model_folder
+    planned = [member_from_dict(values) for values in settings.ensemble] or [
+        MemberModel(
+            model_uri=settings.model_uri,
+            model_version=settings.model_version,
+            model_folder=settings.model_folder,
+            model_digest=settings.model_digest,
+            inference=inference_from_dict(settings.inference),
+        )
+    ]
+    own = {member.model_digest: member.model_folder for member in job.members}
+    found: list[MemberModel] = []
+    for member in planned:
+        if member.model_digest not in own:
+            try:
+                load_member(member)
+            except ValueError as error:
+                raise ValueError(
+                    f"run {settings.run_id} of these tables is not finished and needs its model {member.model_uri!r}; "
+                    f"put that back, or give up what the run has not committed with --abandon-unfinished ({error})"
+                ) from error
+        found.append(dataclasses.replace(member, model_folder=own.get(member.model_digest, member.model_folder)))
+    return tuple(found)
 
 
 def _result(job: _Job, tracked: tracking.TrackedRun, *, num_listed: int) -> SegmentResult:

@@ -13,7 +13,7 @@ from pipelines.commits import RunSettings
 from pipelines.images import DecodedImage
 from pipelines.segment_fetch import Failure
 from pipelines.tables import masks_table, rows_table
-from segcore.inference import InferenceConfig, Predictions, count_windows
+from segcore.inference import Predictions
 from segcore.run_lengths import encode
 
 FIRST_BYTES = 16
@@ -49,7 +49,6 @@ class ShardRows:
     """Collects the rows of one shard, which come in any order, and gives them in the plan's order."""
 
     settings: RunSettings
-    inference: InferenceConfig
     predictions: dict[int, dict[str, Any]] = field(default_factory=dict)
     runs: dict[int, tuple[NDArray[np.uint8], NDArray[np.int32]]] = field(default_factory=dict)
     failures: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class ShardRows:
             "orientation": image.orientation,
             "height": height,
             "width": width,
-            "num_tiles": count_windows(height, width, self.inference),
+            "num_tiles": int(found.num_inputs_N[index]),
             "class_pixels": class_pixels_C.tolist(),
             "class_fraction": (class_pixels_C / (height * width)).tolist(),
             "mean_confidence": float(found.mean_confidence_N[index]),

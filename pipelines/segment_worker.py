@@ -28,14 +28,14 @@ import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipelines import commits
-from pipelines.checkpoints import load_model
 from pipelines.cluster import worker_environment
 from pipelines.commits import Run, RunSettings, ShardCommit
+from pipelines.ensembles import MemberModel, load_member
 from pipelines.images import ImageError, decode_image
 from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
 from pipelines.segment_rows import FIRST_BYTES, ShardRows, WorkItem
 from pipelines.training_data import decoding_threads
-from segcore.inference import Predictions, inference_from_dict, predict, prepare
+from segcore.inference import Predictions, predict_ensemble, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class WorkerJob:
     Attributes:
         tables: URI of the tables' folder.
         settings: of the run.
-        model_folder: URI; each worker loads it.
+        members: models that each worker loads, and whose class probabilities are averaged; one or more.
         batch_size: largest number of images per network call.
         threads: CPU threads of a worker's network.
         decode_threads: of a worker.
@@ -60,7 +60,7 @@ class WorkerJob:
 
     tables: str
     settings: RunSettings
-    model_folder: str
+    members: tuple[MemberModel, ...]
     batch_size: int
     threads: int
     decode_threads: int
@@ -122,19 +122,14 @@ def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int)
 
 
 class ShardSegmenter:
-    """A worker: the model, the threads that decode, and the one that runs the network."""
+    """A worker: the models, the threads that decode, and the one that runs the network."""
 
     def __init__(self, job: WorkerJob) -> None:
         torch.set_num_threads(1)  # of this thread; the network's has its own number
         self.job = job
-        self.inference = inference_from_dict(job.settings.inference)
-        self.bundle = load_model(job.model_folder, output_stride=self.inference.output_stride)
-        if self.bundle.digest != job.settings.model_digest:
-            raise ValueError(
-                f"model folder {job.model_folder!r} has changed since run {job.settings.run_id} was planned; "
-                "put the planned model back, or give the run up with --abandon-unfinished"
-            )
-        prepare(self.bundle.model, "cuda" if job.use_gpu else "cpu")
+        self.members = [load_member(member) for member in job.members]
+        for member in self.members:
+            prepare(member.model, "cuda" if job.use_gpu else "cpu")
         # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
         self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.network.submit(_use_threads, job.threads).result()
@@ -156,7 +151,7 @@ class ShardSegmenter:
         return pa.Table.from_pylist([self._report(result, began)])
 
     def _segment(self, items: pa.Table) -> ShardRows:
-        rows = ShardRows(settings=self.job.settings, inference=self.inference)
+        rows = ShardRows(settings=self.job.settings)
         waiting: deque[Future[list[_Seen]]] = deque()
         for batch in batches_of_one_size(
             self._decoded(items, rows), batch_size=self.job.batch_size, pending_bytes=PENDING_BYTES
@@ -194,9 +189,9 @@ class ShardSegmenter:
         """Returns before anything else is tried: an exception keeps the failed batch's activations alive."""
         images_NHW3 = np.stack([item.image.pixels_HW3 for item in batch if item.image is not None])
         images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
-        card = self.bundle.card
+        uris = [item.planned["uri"] for item in batch]
         try:
-            return predict(self.bundle.model, images_N3HW, mean=card.mean, std=card.std, config=self.inference)
+            return predict_ensemble(self.members, images_N3HW, image_ids=uris)
         except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's out-of-memory errors are RuntimeErrors
             logger.warning("the network failed on a batch of %d images", len(batch), exc_info=True)
             if self.job.use_gpu:

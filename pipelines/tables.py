@@ -67,7 +67,7 @@ PREDICTIONS = pa.schema(
         _column("orientation", pa.int32()),  # EXIF, 1 to 8
         _column("height", pa.int32()),  # upright: the mask's size
         _column("width", pa.int32()),
-        _column("num_tiles", pa.int32()),  # network inputs: windows times scales times mirror images
+        _column("num_tiles", pa.int32()),  # network inputs: windows, scales, mirror images, proposals
         _column("class_pixels", _list(pa.int64())),  # by class index, length C
         _column("class_fraction", _list(pa.float32())),
         _column("mean_confidence", pa.float32()),  # largest class probability, mean over pixels

@@ -1,34 +1,38 @@
-"""Images in, class maps and how sure the network was out: whole images or a sliding window, several scales, mirrored.
+"""Images in, class maps and how sure the networks were out: whole images, a sliding window or object proposals, several
+scales, mirrored, by one network or several.
 
-Whatever is averaged (windows, scales, mirror images) is averaged as probabilities, at one size per image. A dense CRF,
-where one is asked for, refines them at the image's own size. Everything else happens on the model's device; class maps
-of one byte per pixel and a few numbers per image come back.
+Whatever is averaged (windows, scales, mirror images, networks) is averaged as probabilities, at one size per image;
+proposals alone meet as scores (`segcore.instance_inference`). A dense CRF, where one is asked for, refines the averages
+at the image's own size. Everything but finding proposals and the CRF happens on the model's device; class maps of one
+byte per pixel and a few numbers per image come back.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segcore.backbones import OUTPUT_STRIDES
 from segcore.class_maps import class_map
-from segcore.dense_crf import DenseCRFConfig
-from segcore.dense_crf import refine as refine_by_crf
-from segcore.layers import fold_batch_norm, resize
+from segcore.dense_crf import DenseCRFConfig, refine
+from segcore.instance_inference import Aggregate, as_pixels, boxes_to_show, proposal_scores
+from segcore.layers import fold_batch_norm, resize, resize_smoothly
+from segcore.proposals import ProposalConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceConfig:
     """How a network is shown an image; part of a mask's identity."""
 
-    mode: Literal["whole", "sliding"] = "whole"
-    """Whole images, or square windows whose probabilities are averaged where they overlap."""
+    mode: Literal["whole", "sliding", "proposals"] = "whole"
+    """Whole images; square windows whose probabilities are averaged where they overlap; or DeconvNet's procedure: crops
+    of object proposals, whose scores are pasted into the image."""
 
     short_side_px: int = 0
     """Resize the image so that its shorter side has this many pixels before the network sees it; 0 = its own size.
@@ -56,9 +60,31 @@ class InferenceConfig:
     crf: DenseCRFConfig = field(default_factory=DenseCRFConfig)
     """Dense CRF over the probabilities, once they are averaged; off by default."""
 
+    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    """Of mode 'proposals', as are the fields below: how boxes are found, how many, how much they are enlarged."""
+
+    crop_px: int = 224
+    """Side of the square that a proposal's crop is resized to; DeconvNet takes no other than it was built for."""
+
+    aggregate: Aggregate = "max"
+    """A pixel's score is the maximum, or the mean, over the proposals that cover it."""
+
+    whole_image: bool = False
+    """The whole image is one proposal more. Without it, as in the paper, pixels that no proposal covers are class 0,
+    which suits VOC's background; a dataset without a background class needs it."""
+
     def __post_init__(self) -> None:
-        if self.mode not in ("whole", "sliding"):
-            raise ValueError(f"inference mode is {self.mode!r}; expected 'whole' or 'sliding'")
+        if self.mode not in ("whole", "sliding", "proposals"):
+            raise ValueError(f"inference mode is {self.mode!r}; expected 'whole', 'sliding' or 'proposals'")
+        if self.mode == "proposals" and (self.short_side_px or self.scales != (1.0,) or self.flip):
+            raise ValueError(
+                f"mode 'proposals' with short_side_px {self.short_side_px}, scales {self.scales} and flip {self.flip}: "
+                "it shows every crop once, at crop_px; leave the three out"
+            )
+        if self.aggregate not in ("max", "mean"):
+            raise ValueError(f"aggregate is {self.aggregate!r}; expected 'max' or 'mean'")
+        if self.crop_px < 1:
+            raise ValueError(f"crop_px is {self.crop_px}; expected 1 pixel or more, the network's input size")
         if self.output_stride not in (0, *OUTPUT_STRIDES):
             raise ValueError(
                 f"output_stride is {self.output_stride}; expected 0 (as trained) or one of {OUTPUT_STRIDES}"
@@ -75,15 +101,19 @@ class InferenceConfig:
             raise ValueError(f"scales are {self.scales}; expected at least one, each above 0")
 
 
+_PROPOSAL_FIELDS = ("proposals", "crop_px", "aggregate", "whole_image")
+
+
 def inference_to_dict(config: InferenceConfig) -> dict[str, Any]:
     """The settings as JSON values, part of what identifies stored work.
 
-    The CRF stands among them only where there is one: what was stored before there were any keeps its identity.
+    The CRF stands among them only where there is one, and what mode 'proposals' alone reads only in that mode: what was
+    stored before there were any keeps its identity.
     """
-    values = asdict(config)
+    left_out = () if config.mode == "proposals" else _PROPOSAL_FIELDS
     if config.crf == DenseCRFConfig():
-        del values["crf"]
-    return values
+        left_out = (*left_out, "crf")
+    return {name: value for name, value in asdict(config).items() if name not in left_out}
 
 
 def inference_from_dict(values: Mapping[str, Any]) -> InferenceConfig:
@@ -93,6 +123,8 @@ def inference_from_dict(values: Mapping[str, Any]) -> InferenceConfig:
     }
     if "crf" in changes:
         changes["crf"] = DenseCRFConfig(**changes["crf"])
+    if "proposals" in changes:
+        changes["proposals"] = ProposalConfig(**changes["proposals"])
     return InferenceConfig(**changes)
 
 
@@ -104,6 +136,8 @@ class Predictions:
         predictions_NHW: class maps, uint8, at the images' size.
         class_pixels_NC, mean_confidence_N, low_confidence_N, mean_entropy_N, mean_margin_N, class_confidence_NC: of
             each image.
+        num_inputs_N: network inputs that each image took: windows times scales times mirror images, or crops of
+            proposals; of all networks together.
     """
 
     predictions_NHW: NDArray[np.uint8]
@@ -113,6 +147,24 @@ class Predictions:
     mean_entropy_N: NDArray[np.float64]
     mean_margin_N: NDArray[np.float64]
     class_confidence_NC: NDArray[np.float64]
+    num_inputs_N: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Member:
+    """A network and how it is shown an image; one of an ensemble, or the only one.
+
+    Attributes:
+        model: obeys `SegmentationModel`, in evaluation mode, best after `prepare`; its device does the work.
+        mean: of the network's input per channel, in units of 1 (image / 255).
+        std: likewise.
+        config: see `InferenceConfig`.
+    """
+
+    model: nn.Module
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    config: InferenceConfig
 
 
 def prepare(model: nn.Module, device: torch.device | str) -> None:
@@ -131,20 +183,35 @@ def predict(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     config: InferenceConfig,
+    image_ids: Sequence[str] = (),
 ) -> Predictions:
-    """Segment uint8 RGB images of one size.
+    """Segment uint8 RGB images of one size with one network; see `Member` and `predict_ensemble`."""
+    member = Member(model=model, mean=mean, std=std, config=config)
+    return predict_ensemble([member], images_N3HW, image_ids=image_ids)
+
+
+def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = ()) -> Predictions:
+    """Segment uint8 RGB images of one size by the mean of the members' class probabilities.
+
+    The CRF of the first member's config, where it has one, refines the mean.
 
     Args:
-        model: obeys `SegmentationModel`, in evaluation mode, best after `prepare`; its device does the work.
+        members: one or more on one device, with one class table; each sees the images in its own way. DeconvNet and
+            FCN-8s are EDeconvNet (arXiv 1505.04366, section 4.4, from memory).
         images_N3HW: uint8, on any device, in any memory layout.
-        mean: of the network's input per channel, in units of 1 (image / 255).
-        std: likewise.
-        config: see `InferenceConfig`.
+        image_ids: of the images, for messages; may be left out.
+
+    Raises:
+        ValueError: the members have different numbers of classes, or CRFs (`check_one_crf`); scores are not finite.
     """
+    check_one_crf([member.config for member in members])
     height, width = images_N3HW.shape[-2:]
     with torch.inference_mode():
-        scores_NChw, are_logits = refine(*_scores(model, images_N3HW, mean, std, config), images_N3HW, config)
-        maps = [class_map(scores_Chw, are_logits=are_logits, height=height, width=width) for scores_Chw in scores_NChw]
+        found = _refined(_ensemble_scores(members, images_N3HW, image_ids), images_N3HW, members[0].config)
+        maps = [
+            class_map(scores_Chw, are_logits=found.are_logits, height=height, width=width)
+            for scores_Chw in found.scores_NChw
+        ]
     return Predictions(
         predictions_NHW=np.stack([each.classes_HW for each in maps]),
         class_pixels_NC=np.stack([each.class_pixels_C for each in maps]),
@@ -153,6 +220,7 @@ def predict(
         mean_entropy_N=np.array([each.mean_entropy for each in maps]),
         mean_margin_N=np.array([each.mean_margin for each in maps]),
         class_confidence_NC=np.stack([each.class_confidence_C for each in maps]),
+        num_inputs_N=found.num_inputs_N,
     )
 
 
@@ -170,31 +238,44 @@ def class_probabilities(
     """
     height, width = images_N3HW.shape[-2:]
     with torch.inference_mode():
-        scores_NChw, are_logits = refine(*_scores(model, images_N3HW, mean, std, config), images_N3HW, config)
-        return _probabilities(scores_NChw, are_logits, height=height, width=width)
+        found = _scores(Member(model=model, mean=mean, std=std, config=config), images_N3HW, ())
+        found = _refined(found, images_N3HW, config)
+        return found.probabilities(height, width)
 
 
-def refine(scores_NChw: Tensor, are_logits: bool, images_N3HW: Tensor, config: InferenceConfig) -> tuple[Tensor, bool]:
-    """Scores after the CRF, probabilities at the images' size; without a CRF, the scores as they are.
-
-    Args:
-        scores_NChw: logits or probabilities.
-        are_logits: which of them.
-        images_N3HW: uint8 RGB, as they came.
-        config: its `crf`.
+def check_one_crf(configs: Sequence[InferenceConfig]) -> None:
+    """An ensemble has one CRF, that of its first member, after the mean.
 
     Raises:
-        ValueError: see `segcore.dense_crf.refine`.
+        ValueError: a later member has a CRF, and not the first one's.
     """
-    if not config.crf.iterations:
-        return scores_NChw, are_logits
-    height, width = images_N3HW.shape[-2:]
-    probabilities_NCHW = _probabilities(scores_NChw, are_logits, height=height, width=width)
-    return refine_by_crf(probabilities_NCHW, images_N3HW, config.crf), False
+    for number, config in enumerate(configs[1:], start=2):
+        if config.crf.iterations and config.crf != configs[0].crf:
+            raise ValueError(
+                f"model {number} of the ensemble has a CRF, {config.crf}, and the first has {configs[0].crf}; the mean "
+                "of the models is refined by the first one's: give the model whose CRF is meant first"
+            )
 
 
-def _probabilities(scores_NChw: Tensor, are_logits: bool, *, height: int, width: int) -> Tensor:
-    return resize(scores_NChw.softmax(dim=1) if are_logits else scores_NChw, height=height, width=width)
+def mean_probabilities(maps: Iterable[Tensor]) -> Tensor:
+    """Mean of maps of class probabilities, (N,C,H,W) each; two of them are held at a time. The maps stay as they are.
+
+    Raises:
+        ValueError: the maps have different shapes, or there is none.
+    """
+    total: Tensor | None = None
+    count = 0
+    for map_NCHW in maps:
+        if total is not None and map_NCHW.shape != total.shape:
+            raise ValueError(
+                f"maps of shapes {tuple(total.shape)} and {tuple(map_NCHW.shape)} have no mean; average "
+                "networks of one class table, over the same images"
+            )
+        total = map_NCHW.clone() if total is None else total.add_(map_NCHW)
+        count += 1
+    if total is None:
+        raise ValueError("there are no maps to average; give one or more")
+    return total.div_(count)
 
 
 def working_size(height: int, width: int, *, short_side_px: int) -> tuple[int, int]:
@@ -205,39 +286,97 @@ def working_size(height: int, width: int, *, short_side_px: int) -> tuple[int, i
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def count_windows(height: int, width: int, config: InferenceConfig) -> int:
-    """Network inputs that one image of this size takes: windows times scales times mirror images."""
-    total = 0
-    for scaled_height, scaled_width in _scaled_sizes(height, width, config):
-        total += len(list(_windows(scaled_height, scaled_width, config)))
-    return total * (2 if config.flip else 1)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scores:
+    """Scores of some images at the one size where everything is averaged.
+
+    `are_logits` where nothing had to be averaged; else they are probabilities.
+    """
+
+    scores_NChw: Tensor
+    are_logits: bool
+    num_inputs_N: NDArray[np.int64]
+
+    def probabilities(self, height: int, width: int) -> Tensor:
+        p_NChw = self.scores_NChw.softmax(dim=1) if self.are_logits else self.scores_NChw
+        return resize(p_NChw, height=height, width=width)
 
 
-def _scores(
-    model: nn.Module,
-    images_N3HW: Tensor,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    config: InferenceConfig,
-) -> tuple[Tensor, bool]:
-    """Scores at the one size where everything is averaged, and whether they are logits (nothing had to be averaged)."""
-    images = _normalised(images_N3HW, mean, std, next(model.parameters()).device)
+def _refined(found: _Scores, images_N3HW: Tensor, config: InferenceConfig) -> _Scores:
+    """Scores after the config's CRF: probabilities at the images' size; the scores themselves without one."""
+    if not config.crf.iterations:
+        return found
+    probabilities_NCHW = refine(found.probabilities(*images_N3HW.shape[-2:]), images_N3HW, config.crf)
+    return _Scores(probabilities_NCHW, False, found.num_inputs_N)
+
+
+def _ensemble_scores(members: Sequence[Member], images_N3HW: Tensor, image_ids: Sequence[str]) -> _Scores:
+    if len(members) == 1:
+        return _scores(members[0], images_N3HW, image_ids)
+    num_inputs_N = np.zeros(len(images_N3HW), dtype=np.int64)
+
+    def maps() -> Iterator[Tensor]:
+        for member in members:
+            found = _scores(member, images_N3HW, image_ids)
+            num_inputs_N[:] += found.num_inputs_N
+            yield found.probabilities(*images_N3HW.shape[-2:])
+
+    return _Scores(mean_probabilities(maps()), False, num_inputs_N)
+
+
+def _scores(member: Member, images_N3HW: Tensor, image_ids: Sequence[str]) -> _Scores:
+    """One network's scores of images of one size."""
+    config = member.config
+    images = _normalised(images_N3HW, member.mean, member.std, next(member.model.parameters()).device)
+    if config.mode == "proposals":
+        return _scores_of_proposals(member, images_N3HW, images, image_ids)
     height, width = images.shape[-2:]
     sizes = _scaled_sizes(height, width, config)
+    num_inputs_N = np.full(len(images), _count_windows(sizes, config), dtype=np.int64)
     if config.mode == "whole" and len(sizes) == 1 and not config.flip:
-        return _logits(model, _resized(images, *sizes[0]), config), True
+        shown = resize_smoothly(images, height=sizes[0][0], width=sizes[0][1])
+        scores_NChw = _logits(member.model, shown, config)
+        return _Scores(scores_NChw, True, num_inputs_N)
     # The largest scale, but no larger than the image as the network sees it at scale 1: more would only interpolate.
     reference = min(max(sizes), working_size(height, width, short_side_px=config.short_side_px))
     total: Tensor | None = None
     for size in sizes:
-        scaled = _resized(images, *size)
+        scaled = resize_smoothly(images, height=size[0], width=size[1])
         for flipped in (False, True) if config.flip else (False,):
-            probabilities = _windowed_probabilities(model, scaled.flip(-1) if flipped else scaled, config)
+            probabilities = _windowed_probabilities(member.model, scaled.flip(-1) if flipped else scaled, config)
             probabilities = probabilities.flip(-1) if flipped else probabilities
             probabilities = resize(probabilities, height=reference[0], width=reference[1])
             total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
-    return total.div_(len(sizes) * (2 if config.flip else 1)), False
+    return _Scores(total.div_(len(sizes) * (2 if config.flip else 1)), False, num_inputs_N)
+
+
+def _scores_of_proposals(
+    member: Member, images_N3HW: Tensor, normalised_N3HW: Tensor, image_ids: Sequence[str]
+) -> _Scores:
+    """Image by image, since each has its own boxes; they are found in the image as it came."""
+    config = member.config
+    network = partial(_logits, member.model, config=config)
+    scores: list[Tensor] = []
+    num_inputs: list[int] = []
+    for index, (image_3HW, normalised_3HW) in enumerate(zip(images_N3HW, normalised_N3HW, strict=True)):
+        boxes_K4 = boxes_to_show(
+            as_pixels(image_3HW),
+            config.proposals,
+            whole_image=config.whole_image,
+            image_id=image_ids[index] if image_ids else "",
+        )
+        scores.append(
+            proposal_scores(network, normalised_3HW, boxes_K4, crop_px=config.crop_px, aggregate=config.aggregate)
+        )
+        num_inputs.append(len(boxes_K4))
+    return _Scores(torch.stack(scores), True, np.array(num_inputs, dtype=np.int64))
+
+
+def _count_windows(sizes: list[tuple[int, int]], config: InferenceConfig) -> int:
+    """Network inputs that one image takes: windows over all scaled sizes, times mirror images."""
+    windows = sum(len(list(_windows(height, width, config))) for height, width in sizes)
+    return windows * (2 if config.flip else 1)
 
 
 def _windowed_probabilities(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:
@@ -289,12 +428,6 @@ def _normalised(
     mean_1311 = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
     std_1311 = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
     return images.sub_(mean_1311).div_(std_1311)
-
-
-def _resized(images_N3HW: Tensor, height: int, width: int) -> Tensor:
-    if images_N3HW.shape[-2:] == (height, width):
-        return images_N3HW
-    return F.interpolate(images_N3HW, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _logits(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:

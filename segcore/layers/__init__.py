@@ -17,6 +17,7 @@ from segcore.layers.resize import (
     mirror,
     pad_to_multiple,
     resize,
+    resize_smoothly,
     upsample,
 )
 from segcore.layers.squeeze_excitation import SqueezeExcitation
@@ -48,6 +49,7 @@ __all__ = [
     "recompute_batch_norm",
     "record_pooling",
     "resize",
+    "resize_smoothly",
     "set_batch_norm_momentum",
     "synchronise_batch_norm",
     "unpool",

@@ -12,6 +12,13 @@ def resize(x_NKhw: Tensor, *, height: int, width: int) -> Tensor:
     return F.interpolate(x_NKhw, size=(height, width), mode="bilinear", align_corners=False)
 
 
+def resize_smoothly(x_NKhw: Tensor, *, height: int, width: int) -> Tensor:
+    """As `resize`, but every pixel of a smaller map averages all that it stands for (antialiasing)."""
+    if x_NKhw.shape[-2:] == (height, width):
+        return x_NKhw
+    return F.interpolate(x_NKhw, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
 def pad_to_multiple(images_NKHW: Tensor, multiple: int) -> Tensor:
     """Zeros (the mean colour of normalised images) at the bottom and right, up to multiples of `multiple`."""
     height, width = images_NKHW.shape[-2:]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipelines import storage, tracking
 from pipelines.checkpoints import load_model
+from pipelines.ensembles import MemberModel, ensemble_digest, find_members, load_member
 from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from pipelines.evaluation_report import choose_examples
 from pipelines.evaluation_scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, cut_slices, read_rows
@@ -24,7 +25,7 @@ from pipelines.manifests import read_manifest
 from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX
 from segcore.dense_crf import DenseCRFConfig, refine
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, class_probabilities
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
 
 PAIRS = random_pairs(7, seed=1, sizes=((48, 64), (48, 64), (40, 70)))
@@ -200,6 +201,58 @@ def test_different_class_tables_are_refused(folder: Path) -> None:
     assert not (folder / "none").exists()
 
 
+def test_an_ensemble_is_scored_by_mean_probabilities_each_model_as_its_recipe_says(
+    folder: Path, evaluated: EvaluateResult
+) -> None:
+    proposals = InferenceConfig(mode="proposals", crop_px=64, whole_image=True)
+    first = write_model(folder / "deconv" / "model", inference=proposals)
+    second = write_model(folder / "fcn", seed=3, inference=InferenceConfig(flip=True))
+    both = config(folder, model=first, ensemble=(second,), output=str(folder / "both"), recipe_inference=True)
+    result = evaluate(both)
+
+    models = [tracking.resolve_model(model) for model in (first, second)]
+    members, _ = find_members(models, InferenceConfig(), recipe_inference=True)
+    assert [each.inference for each in members] == [proposals, InferenceConfig(flip=True)]
+    loaded = [load_member(each) for each in members]
+    expected_CC = np.zeros((4, 4), dtype=np.int64)
+    for pixels_HW3, labels_HW in PAIRS:
+        image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None]
+        maps = [
+            class_probabilities(each.model, image, mean=each.mean, std=each.std, config=each.config) for each in loaded
+        ]
+        guess_HW = (maps[0] + maps[1])[0].argmax(dim=0).numpy()
+        valid = labels_HW != IGNORE_INDEX
+        np.add.at(expected_CC, (labels_HW[valid], guess_HW[valid]), 1)
+    assert np.abs(confusion_of(result.output) - expected_CC).sum() <= 4
+    assert np.abs(confusion_of(evaluated.output) - expected_CC).sum() > 100
+
+    digests = [load_model(model).digest for model in (first, second)]
+    manifest = read_manifest(result.output, kind="evaluation")
+    assert manifest["identity"]["model_digest"] == ensemble_digest(members) not in digests
+    assert manifest["model_uri"] == f"{first} + {second}"
+    assert [each["model_digest"] for each in manifest["ensemble"]] == digests[1:]
+    run = next(run for run in tracking.find_runs(experiment="evaluations", job=None) if run.run_id == result.run_id)
+    assert run.name == "model + fcn on val"
+    assert run.tags[tracking.MODEL_DIGEST_TAG] == ensemble_digest(members)
+    names = ("model", "inference.mode", "ensemble.2.model_uri", "ensemble.2.model_digest", "ensemble.2.inference.flip")
+    assert [run.parameters[name] for name in names] == [first, "proposals", second, digests[1], "True"]
+    page = storage.read_bytes(result.page).decode()
+    assert all(text in page for text in (first, second, *digests))
+    assert evaluate(both) == result
+    with pytest.raises(ValueError, match=r"holds the evaluation of another inference .*ensemble"):
+        evaluate(dataclasses.replace(both, recipe_inference=False))
+
+
+def test_models_of_different_class_tables_are_no_ensemble(folder: Path) -> None:
+    other = write_model(folder / "other table", class_names=("sky", "tree (tall)", "road", "never"))
+    message = (
+        r"first of its ensemble.*different class tables.*class 1 is 'tree \(tall\)' there and 'road' here.*one class"
+    )
+    with pytest.raises(ValueError, match=message):
+        evaluate(config(folder, ensemble=(other,), output=str(folder / "none")))
+    assert not (folder / "none").exists()
+
+
 def test_missing_split_lists_those_that_there_are(folder: Path) -> None:
     with pytest.raises(ValueError, match="no split 'test'; it has 'val'"):
         evaluate(config(folder, split="test"))
@@ -249,6 +302,14 @@ def test_examples_are_ranked_without_repeats_and_skip_images_without_truth() -> 
     assert choose_examples(mean_iou, count=0) == {}
 
 
+def member(folder: Path, inference: InferenceConfig | None = None) -> MemberModel:
+    """A model folder, as `evaluate` hands it to its workers."""
+    (found,), _ = find_members(
+        [tracking.resolve_model(str(folder))], inference or InferenceConfig(), recipe_inference=False
+    )
+    return found
+
+
 @pytest.fixture
 def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[dict[str, Any]]]]:
     """Scores three images and one without valid pixels in this process, with the actor's own code."""
@@ -258,8 +319,8 @@ def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[d
     threads = torch.get_num_threads()
 
     def score(batch: int) -> list[dict[str, Any]]:
-        config = ScoringConfig(workers=1, threads=1, batch_size=batch, use_gpu=False, inference=InferenceConfig())
-        chunk = Scorer(str(folder / "run" / "model"), 4, config)(rows).to_pylist()[0]
+        config = ScoringConfig(workers=1, threads=1, batch_size=batch, use_gpu=False)
+        chunk = Scorer([member(folder / "run" / "model")], 4, config)(rows).to_pylist()[0]
         assert chunk["error"] is None
         records: list[dict[str, Any]] = pa.ipc.open_stream(chunk["images"]).read_all().to_pylist()
         assert sum(sum(record["intersection"]) for record in records) == np.trace(
@@ -275,9 +336,9 @@ def test_a_scorer_builds_the_network_at_the_output_stride_that_it_is_told(folder
     threads = torch.get_num_threads()
     strides = []
     for output_stride in (0, 8):
-        inference = InferenceConfig(output_stride=output_stride)
-        config = ScoringConfig(workers=1, threads=1, batch_size=1, use_gpu=False, inference=inference)
-        backbone = Scorer(str(folder / "run" / "model"), 4, config).bundle.model.get_submodule("backbone")
+        model = member(folder / "run" / "model", InferenceConfig(output_stride=output_stride))
+        config = ScoringConfig(workers=1, threads=1, batch_size=1, use_gpu=False)
+        backbone = Scorer([model], 4, config).members[0].model.get_submodule("backbone")
         strides.append(backbone.output_stride)
     torch.set_num_threads(threads)
     assert strides == [load_model(str(folder / "run" / "model")).card.model_config.output_stride, 8]

@@ -27,7 +27,7 @@ from pipelines.images import decode_image
 from pipelines.segment import SegmentConfig, segment
 from pipelines.tables import TABLES
 from segcore.dense_crf import DenseCRFConfig
-from segcore.inference import InferenceConfig
+from segcore.inference import InferenceConfig, class_probabilities
 from segcore.run_lengths import decode
 from tests.pipelines.processes import command_of, descendants, kill, needs_proc
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
@@ -220,6 +220,40 @@ def test_a_crf_makes_other_masks_of_the_same_images(config: SegmentConfig, ray_s
     others = [mask for key, mask in both.items() if key not in plain]
     assert not any((mask.shape == each.shape and (mask == each).all()) for mask in others for each in plain.values())
     assert commits.read_run(config.tables, "000002").settings.inference["crf"]["iterations"] == 5
+
+
+def test_an_ensemble_is_other_work_than_its_models_and_gives_the_mean_of_their_probabilities(
+    config: SegmentConfig, model: str, tmp_path: Path, ray_session: None
+) -> None:
+    _write_images(config.images, 2)
+    second = write_model(tmp_path / "second", seed=3)
+    assert segment(config).num_images == 2
+    both = replace(config, ensemble=(second,))
+    _plan_only(both)
+    run = commits.read_run(config.tables, "000002").settings
+    assert [each["model_folder"] for each in run.ensemble] == [model, second]
+    assert segment(config).run_ids == ("000002",), "an unfinished run is finished with its own models"
+    assert segment(both).run_ids == ()
+    third = segment(replace(both, ensemble=(model,)))
+    assert (third.num_images, third.num_present) == (2, 0), "other members are other work"
+
+    bundles = [load_model(each) for each in (model, second)]
+    rows = [row for row in _rows(config.tables, "predictions") if row["run_id"] == "000002"]
+    assert {row["model_uri"] for row in rows} == {f"{model} + {second}"}
+    assert {row["model_digest"] for row in rows}.isdisjoint(bundle.digest for bundle in bundles)
+    assert {row["num_tiles"] for row in rows} == {2}
+    masks = _masks(config.tables)
+    for row in rows:
+        image = torch.from_numpy(decode_image(Path(row["uri"]).read_bytes()).pixels_HW3.copy()).permute(2, 0, 1)[None]
+        maps = [
+            class_probabilities(
+                bundle.model, image, mean=bundle.card.mean, std=bundle.card.std, config=InferenceConfig()
+            )
+            for bundle in bundles
+        ]
+        expected_HW = (maps[0] + maps[1])[0].argmax(0).numpy()
+        assert (masks[row["work_id"]] == expected_HW).mean() > 0.998
+        assert (masks[row["work_id"]] == maps[0][0].argmax(0).numpy()).mean() < 0.99
 
 
 def test_images_that_could_not_be_fetched_are_tried_again_by_the_next_run(

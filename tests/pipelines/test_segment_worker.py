@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipelines import commits
 from pipelines.checkpoints import load_model
 from pipelines.commits import PLAN, Run, RunSettings
+from pipelines.ensembles import MemberModel
 from pipelines.images import DecodedImage
 from pipelines.pictures import png_bytes
 from pipelines.segment_fetch import fetch_shard, from_stream, to_stream
@@ -23,6 +24,7 @@ from pipelines.segment_worker import (
     WorkerJob,
     batches_of_one_size,
 )
+from segcore.inference import InferenceConfig, Member
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
 
 
@@ -100,6 +102,10 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
     for index, (pixels_HW3, _) in enumerate(random_pairs(6, seed=0, sizes=((48, 64), (40, 56)))):
         uris.append(str(tmp_path / f"{index}.png"))
         Path(uris[-1]).write_bytes(png_bytes(pixels_HW3))
+    digest = load_model(model).digest
+    member = MemberModel(
+        model_uri=model, model_version="", model_folder=model, model_digest=digest, inference=InferenceConfig()
+    )
     settings = RunSettings(
         run_id="000001",
         run_date="2026-11-20",
@@ -108,7 +114,7 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
         model_uri=model,
         model_version="",
         model_folder=model,
-        model_digest=load_model(model).digest,
+        model_digest=digest,
         class_names=CLASS_NAMES,
         palette=PALETTE,
         inference={"mode": "whole", "scales": [1.0]},
@@ -118,7 +124,7 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
     job = WorkerJob(
         tables=str(tmp_path / "tables"),
         settings=settings,
-        model_folder=model,
+        members=(member,),
         batch_size=3,
         threads=1,
         decode_threads=2,
@@ -136,7 +142,7 @@ def test_an_image_on_which_the_network_fails_costs_no_other(
     worker: tuple[ShardSegmenter, pa.Table, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     segmenter, batch, uris = worker
-    segmenter.bundle = replace_model(segmenter, FailsOn(segmenter.bundle.model, height=40))
+    segmenter.members = [replace_model(segmenter, FailsOn(segmenter.members[0].model, height=40))]
     report = segmenter(batch).to_pylist()[0]
     assert (report["num_images"], report["num_failures"]) == (3, 3)
     assert "the network failed on a batch of 3 images" in caplog.text
@@ -148,7 +154,7 @@ def test_an_image_on_which_the_network_fails_costs_no_other(
 
 def test_an_image_that_makes_the_scores_nan_is_told_so(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
     segmenter, batch, _ = worker
-    segmenter.bundle = replace_model(segmenter, IsNanOn(segmenter.bundle.model, height=40))
+    segmenter.members = [replace_model(segmenter, IsNanOn(segmenter.members[0].model, height=40))]
     report = segmenter(batch).to_pylist()[0]
     assert (report["num_images"], report["num_failures"]) == (3, 3)
     parts = Path(segmenter.job.tables).glob("failures/*/*.parquet")
@@ -166,9 +172,8 @@ class IsNanOn(FailsOn):
         return output
 
 
-def replace_model(segmenter: ShardSegmenter, model: nn.Module) -> Any:
-    bundle = segmenter.bundle
-    return type(bundle)(model=model.eval(), card=bundle.card, digest=bundle.digest, uri=bundle.uri)
+def replace_model(segmenter: ShardSegmenter, model: nn.Module) -> Member:
+    return replace(segmenter.members[0], model=model.eval())
 
 
 def test_a_shard_that_is_committed_already_is_not_computed_again(
@@ -177,7 +182,7 @@ def test_a_shard_that_is_committed_already_is_not_computed_again(
     """As when Ray repeats a call whose worker died after its commit."""
     segmenter, batch, _ = worker
     first = segmenter(batch).to_pylist()[0]
-    segmenter.bundle = replace_model(segmenter, FailsOn(segmenter.bundle.model, height=48))
+    segmenter.members = [replace_model(segmenter, FailsOn(segmenter.members[0].model, height=48))]
     again = segmenter(batch).to_pylist()[0]
     assert (again["num_images"], again["num_failures"]) == (first["num_images"], first["num_failures"]) == (6, 0)
 
@@ -195,5 +200,5 @@ def test_a_model_that_changed_since_the_plan_is_refused(
     worker: tuple[ShardSegmenter, pa.Table, list[str]], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "model", seed=1)
-    with pytest.raises(ValueError, match="has changed since run 000001 was planned; put the planned model back"):
+    with pytest.raises(ValueError, match=r"has changed since this work was planned: .*; put the planned model back"):
         ShardSegmenter(worker[0].job)

@@ -15,6 +15,7 @@ from pipelines.manifests import write_manifest
 from pipelines.pictures import png_bytes
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_SCHEMA, parquet_bytes, part_path
 from segcore import IGNORE_INDEX
+from segcore.inference import InferenceConfig, inference_to_dict
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import solve
 from segcore.models import DeepLabV3PlusConfig, ModelConfig, build_model
@@ -84,7 +85,14 @@ def write_dataset(folder: Path, pairs: list[Pair], *, images_per_part: int, spli
     return str(folder)
 
 
-def write_model(folder: Path, *, seed: int = 0, class_names: tuple[str, ...] = CLASS_NAMES, width: int = 16) -> str:
+def write_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    width: int = 16,
+    inference: InferenceConfig | None = None,
+) -> str:
     """Write a model folder with random weights, whose class maps vary within an image; returns its path."""
     torch.manual_seed(seed)
     network = DeepLabV3PlusConfig(
@@ -97,13 +105,18 @@ def write_model(folder: Path, *, seed: int = 0, class_names: tuple[str, ...] = C
     model = build_model(network, len(class_names))
     with torch.no_grad():
         model.get_submodule("head.classifier").weight.normal_()
-    return save_tiny_model(folder, network, model, class_names=class_names)
+    return save_tiny_model(folder, network, model, class_names=class_names, inference=inference)
 
 
 def save_tiny_model(
-    folder: Path, network: ModelConfig, model: nn.Module, *, class_names: tuple[str, ...] = CLASS_NAMES
+    folder: Path,
+    network: ModelConfig,
+    model: nn.Module,
+    *,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    inference: InferenceConfig | None = None,
 ) -> str:
-    """Write a built network as a model folder; returns its path."""
+    """Write a built network as a model folder, with its recipe's inference if given; returns its path."""
     card = ModelCard(
         model_config=network,
         class_names=class_names,
@@ -112,7 +125,7 @@ def save_tiny_model(
         std=(0.229, 0.224, 0.225),
         dataset_digest="d" * 64,
         label_pca_digest=None,
-        recipe={"epochs": 1},
+        recipe={"epochs": 1} | ({"inference": inference_to_dict(inference)} if inference else {}),
         scores={"val/mean_iou": 0.25, "val/iou/sky": 0.5},
         input_policy=InputPolicy(image_height=48, image_width=64, crop_height=48, crop_width=64),
     )

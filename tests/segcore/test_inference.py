@@ -19,14 +19,18 @@ from segcore.dense_crf import DenseCRFConfig, Method
 from segcore.dense_crf import refine as refine_by_crf
 from segcore.inference import (
     InferenceConfig,
+    Member,
     class_probabilities,
-    count_windows,
     inference_from_dict,
     inference_to_dict,
+    mean_probabilities,
     predict,
+    predict_ensemble,
+    prepare,
     working_size,
 )
-from segcore.models import SegmentationOutput
+from segcore.models import DeepLabV3PlusConfig, SegmentationOutput, build_model
+from segcore.proposals import ProposalConfig
 from tests.segcore.test_class_maps import check
 
 MEAN = (0.4, 0.5, 0.6)
@@ -107,10 +111,10 @@ def test_sliding_windows_equal_the_whole_image_for_a_network_without_context(
 def test_windows_have_one_size_and_stand_no_further_apart_than_the_stride(size: tuple[int, int]) -> None:
     model = PixelNetwork().eval()
     config = InferenceConfig(mode="sliding", window_px=16, stride_fraction=0.75)
-    predict(model, _images(1, *size), mean=MEAN, std=STD, config=config)
+    found = predict(model, _images(1, *size), mean=MEAN, std=STD, config=config)
     assert set(model.sizes) == {(min(16, size[0]), min(16, size[1]))}
     per_side = [1 + max(0, math.ceil((side - 16) / 12)) for side in size]
-    assert len(model.sizes) == per_side[0] * per_side[1] == count_windows(*size, config)
+    assert len(model.sizes) == per_side[0] * per_side[1] == found.num_inputs_N[0]
 
 
 def test_overlapping_windows_are_averaged_as_probabilities() -> None:
@@ -126,7 +130,10 @@ def test_a_mirrored_pass_makes_an_asymmetric_network_symmetric() -> None:
     found = class_probabilities(PositionNetwork().eval(), _images(), mean=MEAN, std=STD, config=config)
     torch.testing.assert_close(found, found.flip(-1))
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 23, 37))
-    assert count_windows(23, 37, config) == 2
+    assert predict(PositionNetwork().eval(), _images(), mean=MEAN, std=STD, config=config).num_inputs_N.tolist() == [
+        2,
+        2,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,12 @@ def test_bfloat16_stays_close_to_float32() -> None:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mode": "tiles"}, "mode is 'tiles'; expected 'whole' or 'sliding'"),
+        ({"mode": "tiles"}, "mode is 'tiles'; expected 'whole', 'sliding' or 'proposals'"),
+        ({"mode": "proposals", "flip": True}, "shows every crop once, at crop_px; leave the three out"),
+        ({"mode": "proposals", "scales": (0.5, 1.0)}, r"mode 'proposals' with short_side_px 0, scales \(0.5, 1.0\)"),
+        ({"mode": "proposals", "short_side_px": 300}, "mode 'proposals' with short_side_px 300"),
+        ({"aggregate": "sum"}, "aggregate is 'sum'; expected 'max' or 'mean'"),
+        ({"crop_px": 0}, "crop_px is 0; expected 1 pixel or more"),
         ({"precision": "float16"}, "precision is 'float16'"),
         ({"window_px": 0}, "window_px 0; expected >= 0 and >= 1"),
         ({"stride_fraction": 1.5}, "above 1 windows leave gaps"),
@@ -192,13 +204,14 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object], message: 
 
 def test_settings_come_back_from_json() -> None:
     config = InferenceConfig(mode="sliding", scales=(0.5, 1.0), flip=True, output_stride=8)
-    for each in (config, replace(config, crf=CRF)):
+    proposals = InferenceConfig(mode="proposals", crop_px=96, aggregate="mean", proposals=ProposalConfig(best=20))
+    for each in (config, replace(config, crf=CRF), proposals):
         assert inference_from_dict(json.loads(json.dumps(inference_to_dict(each)))) == each
         assert inference_from_dict(json.loads(json.dumps(asdict(each)))) == each
     assert inference_from_dict({"flip": True}) == InferenceConfig(flip=True)
 
 
-def test_settings_without_a_crf_are_stored_as_before_there_were_any() -> None:
+def test_settings_without_a_crf_or_proposals_are_stored_as_before_there_were_any() -> None:
     stored = {
         "mode": "whole",
         "short_side_px": 0,
@@ -230,3 +243,88 @@ def test_a_crf_refines_the_averaged_probabilities_at_the_images_size(config: Inf
     np.testing.assert_array_equal(predicted.predictions_NHW, expected.argmax(dim=1).numpy())
     np.testing.assert_allclose(predicted.mean_confidence_N, expected.amax(dim=1).mean(dim=(1, 2)), rtol=1e-5)
     assert (expected.argmax(dim=1) != plain.argmax(dim=1)).any()
+
+
+def test_the_mean_of_identical_maps_is_the_map_and_of_others_a_distribution() -> None:
+    maps = [torch.randn(2, NUM_CLASSES, 3, 4, generator=torch.Generator().manual_seed(i)).softmax(1) for i in range(3)]
+    before = [each.clone() for each in maps]
+    torch.testing.assert_close(mean_probabilities([maps[0]] * 2), maps[0], rtol=0, atol=0)
+    torch.testing.assert_close(mean_probabilities([maps[0]] * 3), maps[0])
+    torch.testing.assert_close(mean_probabilities(iter(maps)), torch.stack(maps).mean(dim=0))
+    torch.testing.assert_close(mean_probabilities(maps).sum(dim=1), torch.ones(2, 3, 4))
+    assert all(torch.equal(*pair) for pair in zip(maps, before, strict=True))
+    with pytest.raises(
+        ValueError, match=r"shapes \(2, 5, 3, 4\) and \(2, 4, 3, 4\) have no mean; average networks of one"
+    ):
+        mean_probabilities([maps[0], maps[1][:, :4]])
+    with pytest.raises(ValueError, match="there are no maps to average"):
+        mean_probabilities([])
+
+
+def test_an_ensemble_predicts_from_the_mean_of_probabilities_each_found_in_its_own_way() -> None:
+    images = _images(2, 40, 50)
+    torch.manual_seed(4)
+    other = PixelNetwork().eval()
+    other.weight.data.normal_()
+    configs = (InferenceConfig(mode="proposals", crop_px=16, whole_image=True), InferenceConfig(scales=(0.5, 1.0)))
+    members = [
+        Member(model=model, mean=MEAN, std=std, config=config)
+        for model, std, config in zip((PixelNetwork().eval(), other), (STD, (0.3, 0.3, 0.3)), configs, strict=True)
+    ]
+    maps = [
+        class_probabilities(each.model, images, mean=each.mean, std=each.std, config=each.config) for each in members
+    ]
+    found = predict_ensemble(members, images)
+    mean_NCHW = (maps[0] + maps[1]) / 2
+    np.testing.assert_array_equal(found.predictions_NHW, mean_NCHW.argmax(dim=1).numpy())
+    np.testing.assert_allclose(found.mean_confidence_N, mean_NCHW.amax(dim=1).mean(dim=(1, 2)), rtol=1e-5)
+    assert (found.predictions_NHW != maps[0].argmax(dim=1).numpy()).any()
+    assert (found.predictions_NHW != maps[1].argmax(dim=1).numpy()).any()
+    alone = predict_ensemble(members[:1], images)
+    np.testing.assert_array_equal(alone.predictions_NHW, maps[0].argmax(dim=1).numpy())
+    np.testing.assert_array_equal(found.num_inputs_N, alone.num_inputs_N + 2)
+    twice = predict_ensemble([members[0]] * 2, images)
+    np.testing.assert_array_equal(twice.predictions_NHW, alone.predictions_NHW)
+
+
+def test_an_ensemble_s_mean_is_refined_by_the_first_member_s_crf() -> None:
+    images = _images()
+    first = Member(model=PixelNetwork().eval(), mean=MEAN, std=STD, config=InferenceConfig(crf=CRF))
+    plain, mirrored = (replace(first, config=InferenceConfig(flip=flip)) for flip in (False, True))
+    maps = [
+        class_probabilities(each.model, images, mean=MEAN, std=STD, config=each.config) for each in (plain, mirrored)
+    ]
+    expected = refine_by_crf(mean_probabilities(maps), images, CRF).argmax(dim=1).numpy()
+    np.testing.assert_array_equal(predict_ensemble([first, mirrored], images).predictions_NHW, expected)
+    np.testing.assert_array_equal(predict_ensemble([first, first], images).predictions_NHW, expected)
+    with pytest.raises(
+        ValueError, match="model 2 of the ensemble has a CRF, .*: give the model whose CRF is meant first"
+    ):
+        predict_ensemble([mirrored, first], images)
+
+
+TINY = DeepLabV3PlusConfig(
+    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=8, low_level_features=(), decoder_channels=8
+)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 5), (31, 33)])
+def test_images_smaller_than_the_networks_stride_are_segmented_in_every_mode(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = build_model(TINY, NUM_CLASSES)
+    prepare(model, "cpu")
+    configs = (
+        InferenceConfig(),
+        InferenceConfig(scales=(0.5, 1.75), flip=True),
+        InferenceConfig(short_side_px=48),
+        InferenceConfig(mode="sliding", window_px=16),
+        InferenceConfig(mode="sliding", window_px=1) if max(size) == 1 else InferenceConfig(mode="sliding"),
+        InferenceConfig(mode="proposals", crop_px=32),
+        InferenceConfig(mode="proposals", crop_px=32, whole_image=True, aggregate="mean"),
+        InferenceConfig(crf=CRF),
+    )
+    for config in configs:
+        found = predict(model, _images(2, *size), mean=MEAN, std=STD, config=config)
+        assert found.predictions_NHW.shape == (2, *size), config
+        assert (found.class_pixels_NC.sum(axis=1) == size[0] * size[1]).all()
+        assert ((found.mean_confidence_N > 0.99 / NUM_CLASSES) & (found.mean_confidence_N <= 1)).all()
