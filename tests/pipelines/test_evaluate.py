@@ -118,7 +118,7 @@ def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: E
 
 
 def test_a_crf_scores_what_it_makes_of_the_network_s_probabilities(folder: Path, evaluated: EvaluateResult) -> None:
-    crf = DenseCRFConfig(iterations=5, theta_alpha=10.0, theta_beta=20.0)
+    crf = DenseCRFConfig(iterations=5, theta_alpha=10.0, theta_beta=20.0, method="lattice")
     output = str(folder / "crf")
     with_crf = evaluate(config(folder, output=output, inference=InferenceConfig(crf=crf)))
     bundle = load_model(str(folder / "run" / "model"))
