@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
+from segcore.models.bisenet import BiSeNet, BiSeNetConfig
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
 from segcore.models.deeplab import (
@@ -26,10 +27,12 @@ from segcore.models.dilated import DilatedContext, DilatedContextConfig
 from segcore.models.dupsampling import DUpsampling, DUpsamplingConfig
 from segcore.models.encnet import EncNet, EncNetConfig
 from segcore.models.fcn import FCN, FCNConfig
+from segcore.models.icnet import ICNet, ICNetConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
 
 ModelConfig = (
-    DeepLabV1Config
+    BiSeNetConfig
+    | DeepLabV1Config
     | DeepLabV2Config
     | DeepLabV3Config
     | DeepLabV3PlusConfig
@@ -38,10 +41,12 @@ ModelConfig = (
     | DUpsamplingConfig
     | EncNetConfig
     | FCNConfig
+    | ICNetConfig
     | PSPNetConfig
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "bisenet": BiSeNetConfig,
     "deeplab_v1": DeepLabV1Config,
     "deeplab_v2": DeepLabV2Config,
     "deeplab_v3": DeepLabV3Config,
@@ -51,10 +56,12 @@ MODELS: dict[str, type[ModelConfig]] = {
     "dupsampling": DUpsamplingConfig,
     "encnet": EncNetConfig,
     "fcn": FCNConfig,
+    "icnet": ICNetConfig,
     "pspnet": PSPNetConfig,
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    BiSeNetConfig: BiSeNet,
     DeepLabV1Config: DeepLabV1,
     DeepLabV2Config: DeepLabV2,
     DeepLabV3Config: DeepLabV3,
@@ -64,6 +71,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     DUpsamplingConfig: DUpsampling,
     EncNetConfig: EncNet,
     FCNConfig: FCN,
+    ICNetConfig: ICNet,
     PSPNetConfig: PSPNet,
 }
 """The network of each config: takes the config, the number of classes, and the code of a data-dependent decoder."""
@@ -71,6 +79,8 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
 __all__ = [
     "FCN",
     "MODELS",
+    "BiSeNet",
+    "BiSeNetConfig",
     "DFANet",
     "DFANetConfig",
     "DUpsampleConfig",
@@ -89,6 +99,8 @@ __all__ = [
     "EncNet",
     "EncNetConfig",
     "FCNConfig",
+    "ICNet",
+    "ICNetConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",

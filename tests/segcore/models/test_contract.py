@@ -14,6 +14,7 @@ from segcore.inference import prepare
 from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
+    BiSeNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -24,6 +25,7 @@ from segcore.models import (
     DUpsamplingConfig,
     EncNetConfig,
     FCNConfig,
+    ICNetConfig,
     ModelConfig,
     PSPNetConfig,
     SegmentationOutput,
@@ -93,6 +95,12 @@ CASES |= {
     "pspnet": PSPNetConfig(backbone="mobilenet_v3_small"),
     "pspnet, same padding": PSPNetConfig(backbone="efficientnet_lite0", output_stride=16, bins=(1, 4)),
     "pspnet, one loss": PSPNetConfig(backbone="resnet18", auxiliary_weight=0.0),
+    "bisenet": BiSeNetConfig(backbone="xception39", channels=16, auxiliary_channels=8),
+    "bisenet, same padding": BiSeNetConfig(backbone="efficientnet_lite0", channels=16, auxiliary_channels=8),
+    "bisenet, one loss": BiSeNetConfig(backbone="resnet18", channels=16, auxiliary_weight=0.0),
+    "icnet": ICNetConfig(width=0.25),
+    "icnet, layout of image classifiers": ICNetConfig(width=0.25, imagenet_layout=True),
+    "icnet, one loss": ICNetConfig(width=0.25, auxiliary_weights=(0.0, 0.0)),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
@@ -103,9 +111,13 @@ CASES |= {
 }
 
 AUXILIARY_TERMS: dict[str, set[str]] = {
+    "bisenet": {"auxiliary_16", "auxiliary_8"},
+    "bisenet, same padding": {"auxiliary_16", "auxiliary_8"},
     "deeplab_v2": {"scale_0.5", "scale_1"},
     "encnet": {"presence", "auxiliary"},
     "encnet, lateral": {"presence", "auxiliary"},
+    "icnet": {"auxiliary_32", "auxiliary_16"},
+    "icnet, layout of image classifiers": {"auxiliary_32", "auxiliary_16"},
     "pspnet": {"auxiliary"},
     "pspnet, same padding": {"auxiliary"},
 }
