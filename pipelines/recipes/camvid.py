@@ -1,10 +1,10 @@
 """Recipes on CamVid (SegNet's split: 367 training, 101 validation, 233 test images of 360 x 480, 11 classes).
 
-`dilated_context_vgg16`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`); DFANet's are for
-images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`. `small_...` are
-ours: one of each other network, with equal augmentation and optimiser, for minutes on two cores; what came out stands
-in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in small: see the comment
-above them.
+`dilated_context_vgg16`, `dfanet_...`, `icnet` and `bisenet_...` are the papers' (`pipelines.recipes.published`). All
+but the first are for images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py
+folder`. `small_...` are ours: one of each other network, with equal augmentation and optimiser, for minutes on two
+cores; what came out stands in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120)
+in small: see the comment above them.
 """
 
 from dataclasses import replace
@@ -13,7 +13,9 @@ from pipelines.recipes import published
 from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
+from segcore.inference import InferenceConfig
 from segcore.models import (
+    BiSeNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -24,6 +26,7 @@ from segcore.models import (
     DUpsamplingConfig,
     EncNetConfig,
     FCNConfig,
+    ICNetConfig,
     ModelConfig,
     PSPNetConfig,
 )
@@ -115,6 +118,32 @@ def dfanet_b() -> Recipe:
     return published.dfanet("dfanet_xception_b", crop_height=720, crop_width=960, epochs=800)
 
 
+def icnet() -> Recipe:
+    """ICNet: 67.1 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
+
+    Zhao et al., arXiv 1704.08545, its CamVid table. Whole images; the settings are those on Cityscapes, 400 epochs
+    of 22 steps are ours. 9.57 G multiply-adds a crop.
+    """
+    return published.icnet(ICNetConfig(), crop_height=720, crop_width=960, epochs=400)
+
+
+def bisenet_xception39() -> Recipe:
+    """BiSeNet on Xception39: 65.6 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
+
+    Yu et al., arXiv 1808.00897, its CamVid table, trained on train and val. Give --weights of `imagenet.xception39`.
+    The settings are those on Cityscapes, 800 epochs of 22 steps are ours. 9.15 G multiply-adds a crop.
+    """
+    return _bisenet("xception39", epochs=800)
+
+
+def bisenet_resnet18() -> Recipe:
+    """BiSeNet on ResNet-18: 68.7 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
+
+    As `bisenet_xception39`, with --weights timm and 400 epochs of 22 steps. 34.32 G multiply-adds a crop.
+    """
+    return _bisenet("resnet18", epochs=400)
+
+
 def small_deeplab_v1() -> Recipe:
     """DeepLab V1 in small: VGG-16 with batch normalisation, fc6 and fc7 of 256 channels, crops of 96 x 128. Ours.
 
@@ -196,6 +225,40 @@ def small_dfanet_b() -> Recipe:
     crops of CamVid's labels. Minutes on two cores, figures in docs/log.md. 0.1 G multiply-adds a crop.
     """
     return _small(DFANetConfig(backbone="dfanet_xception_b", classifier_classes=CROP_CLASSES))
+
+
+def small_icnet() -> Recipe:
+    """ICNet in small: the published widths, crops of 320 x 416. Ours.
+
+    The network of Zhao et al. (arXiv 1704.08545): `icnet`. From random weights. Minutes on two cores, figures in
+    docs/log.md. 1.8 G multiply-adds a crop.
+    """
+    recipe = _small(ICNetConfig())
+    return replace(recipe, augment=replace(recipe.augment, crop_height=320, crop_width=416))
+
+
+def small_bisenet() -> Recipe:
+    """BiSeNet in small: EfficientNet-Lite0, paths of 64 channels. Ours.
+
+    The network of Yu et al. (arXiv 1808.00897): `bisenet_resnet18`. Give ImageNet weights. Minutes on two cores,
+    figures in docs/log.md. 0.7 G multiply-adds a crop.
+    """
+    return _small(BiSeNetConfig(backbone=LITE, channels=64, auxiliary_channels=64))
+
+
+def small_bisenet_resnet18() -> Recipe:
+    """BiSeNet in small: ResNet-18. Ours.
+
+    The network of Yu et al. (arXiv 1808.00897): `bisenet_resnet18`. Give --weights timm. Minutes on two cores, figures
+    in docs/log.md. 2.4 G multiply-adds a crop.
+    """
+    return _small(BiSeNetConfig())
+
+
+def _bisenet(backbone: str, *, epochs: int) -> Recipe:
+    return published.bisenet(
+        backbone, crop_height=720, crop_width=960, epochs=epochs, scale_min=0.75, inference=InferenceConfig()
+    )
 
 
 def _on_gpu(model: ModelConfig) -> Recipe:
