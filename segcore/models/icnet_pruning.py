@@ -5,8 +5,9 @@ each layer by the L1 norms of their kernels (Li et al., "Pruning filters for eff
 keeps the largest, trains what is left again, and repeats: from all channels to three quarters, then to the half that
 `ICNetConfig` has at width 1 (the procedure is from memory of the paper). The widths outside the ResNet stay.
 
-    state = prune(model.state_dict(), share=3 / 4)                      # width 2 -> 1.5
-    model = restore_model(replace(config, width=1.5), num_classes, state)   # train, then again with share=2 / 3
+    train.py cityscapes.icnet_full_width ... --name wide
+    train.py cityscapes.icnet --model.imagenet-layout --model.width 1.5 --start-from RUNS/wide/model ... --name middle
+    train.py cityscapes.icnet --model.imagenet-layout --start-from RUNS/middle/model ... --name half
 
 What the paper does not say: channels that a sum joins (all blocks of a stage, and the projection of its skip) have one
 rank, by the sum of their kernels' norms over all layers that give them. Li et al. take the projection's rank alone.
@@ -53,10 +54,7 @@ def prune(state_dict: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; expected above 0 and up to 1")
-    if f"{BODY}layer4.0.conv1.weight" not in state_dict:
-        raise ValueError(
-            f"the state dict has no {BODY}layer4.0.conv1.weight; give that of an ICNet as a whole (model.state_dict())"
-        )
+    _check_is_icnet(state_dict)
     pruned = dict(state_dict)
     for channels in _all_channels(state_dict):
         kept = _kept(state_dict, channels, share=share)
@@ -67,6 +65,23 @@ def prune(state_dict: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor
             if f"{convolution}.weight" in pruned:  # the readers behind the backbone may be absent
                 pruned[f"{convolution}.weight"] = pruned[f"{convolution}.weight"].index_select(1, kept)
     return pruned
+
+
+def prune_to_fit(state_dict: Mapping[str, Tensor], narrower: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state_dict` of a whole ICNet, pruned to the width of another one's if it is wider.
+
+    Raises:
+        ValueError: as `prune`.
+    """
+    _check_is_icnet(state_dict)
+    share = len(narrower[f"{BODY}conv1.0.weight"]) / len(state_dict[f"{BODY}conv1.0.weight"])
+    return prune(state_dict, share=share) if share < 1 else state_dict
+
+
+def _check_is_icnet(state_dict: Mapping[str, Tensor]) -> None:
+    stem = f"{BODY}conv1.0.weight"
+    if stem not in state_dict:
+        raise ValueError(f"the state dict has no {stem}; give that of an ICNet as a whole (model.state_dict())")
 
 
 def _kept(state_dict: Mapping[str, Tensor], channels: Channels, *, share: float) -> Tensor:

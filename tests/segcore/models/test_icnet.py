@@ -14,6 +14,7 @@ from segcore.layers import ConvBnAct, downsample
 from segcore.models import ICNet, ICNetConfig, build_model, load_pretrained, meta_model, restore_model
 from segcore.models.icnet import CascadeFeatureFusion, EnlargedPointwise, SummedPyramid
 from segcore.models.icnet_pruning import prune
+from segcore.networks import WholeStart, start_from_whole
 from tests.segcore.batch_norm import randomise_statistics
 
 NARROW = ICNetConfig(width=0.25)
@@ -286,13 +287,26 @@ def test_a_pruned_backbone_starts_another_training() -> None:
     assert all(torch.equal(value, backbone[name]) for name, value in model.backbone.body.state_dict().items())
 
 
+def test_a_training_that_starts_from_a_wider_network_prunes_it() -> None:
+    wide = trained(replace(NARROW, width=0.5))
+    model = trained()
+    assert start_from_whole(model, wide.state_dict()) == WholeStart(untouched=(), unused=())
+    expected = prune(wide.state_dict(), share=0.5)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    same = trained()
+    start_from_whole(same, model.state_dict())
+    assert all(torch.equal(value, expected[name]) for name, value in same.state_dict().items())
+    with pytest.raises(ValueError, match="of another shape: backbone.body.conv1.0.weight"):
+        start_from_whole(wide, model.state_dict())
+
+
 def test_pruning_refuses_what_it_cannot_do() -> None:
     state = trained().state_dict()
     with pytest.raises(ValueError, match="share is 0; expected above 0 and up to 1"):
         prune(state, share=0)
     with pytest.raises(ValueError, match=r"share 0.3 of the 8 channels of backbone.body.conv1.0 is no whole number"):
         prune(state, share=0.3)
-    with pytest.raises(ValueError, match="no backbone.body.layer4.0.conv1.weight; give that of an ICNet as a whole"):
+    with pytest.raises(ValueError, match="no backbone.body.conv1.0.weight; give that of an ICNet as a whole"):
         prune({"conv1.weight": torch.zeros(1)}, share=0.5)
 
 
