@@ -12,6 +12,7 @@ from segcore import Task
 from segcore.classifier import Classifier, ClassifierConfig
 from segcore.label_code import LabelCode
 from segcore.models import (
+    ICNet,
     LabelPCASize,
     ModelConfig,
     build_model,
@@ -21,6 +22,7 @@ from segcore.models import (
     needed_label_pca,
     restore_model,
 )
+from segcore.models.icnet_pruning import prune_to_fit
 
 NetworkConfig = ModelConfig | ClassifierConfig
 
@@ -110,12 +112,15 @@ class WholeStart(NamedTuple):
 def start_from_whole(network: nn.Module, state_dict: Mapping[str, Tensor]) -> WholeStart:
     """Copy every tensor of a trained network of the same kind that `network` has by that name.
 
-    Two stages of one training have all names in common; FCN-16s has layers that FCN-32s has not.
+    Two stages of one training have all names in common; FCN-16s has layers that FCN-32s has not. A wider ICNet is
+    pruned.
 
     Raises:
         ValueError: a tensor has another shape; nothing is changed then.
     """
     own = network.state_dict()
+    if isinstance(network, ICNet):
+        state_dict = prune_to_fit(state_dict, own)
     common = {name: tensor for name, tensor in state_dict.items() if name in own}
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"

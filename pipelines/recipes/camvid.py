@@ -1,10 +1,9 @@
 """Recipes on CamVid (SegNet's split: 367 training, 101 validation, 233 test images of 360 x 480, 11 classes).
 
-`dilated_context_vgg16`, `enet`, `unet`, `dfanet_a` and `dfanet_b` are the papers' (`pipelines.recipes.published`);
-DFANet's are for images of 720 x 960, which SegNet's copy does not have: prepare those with `jobs/prepare.py folder`.
-`small_...` are ours: one of each other network, with equal augmentation and optimiser, for minutes on two cores; what
-came out stands in docs/log.md. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in small: see
-the comment above them.
+`dilated_context_vgg16`, `enet`, `unet`, `dfanet_...`, `icnet` and `bisenet_...` are the papers'
+(`pipelines.recipes.published`). The last three are for images of 720 x 960, which SegNet's copy does not have: prepare
+those with `jobs/prepare.py folder`. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in
+small: see the comment above them. One small recipe of each network: `pipelines.recipes.camvid_small`.
 """
 
 from dataclasses import replace
@@ -13,30 +12,20 @@ from pipelines.recipes import published
 from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
+from segcore.inference import InferenceConfig
 from segcore.models import (
-    BackboneUNetConfig,
-    DeepLabV1Config,
-    DeepLabV2Config,
-    DeepLabV3Config,
     DeepLabV3PlusConfig,
-    DFANetConfig,
     DilatedContextConfig,
     DUpsampleConfig,
     DUpsamplingConfig,
-    EncNetConfig,
     ENetConfig,
-    ESPNetConfig,
-    FCNConfig,
+    ICNetConfig,
     ModelConfig,
-    PSPNetConfig,
-    RefineNetConfig,
     UNetConfig,
 )
 from segcore.optim import OptimConfig
 
 LITE = "efficientnet_lite0"
-CROP_CLASSES = 10
-"""Of `prepare.py label_crops` on CamVid with its defaults: no crop of 64 x 64 pixels shows mostly the class Pole."""
 
 
 def dupsampling_resnet50() -> Recipe:
@@ -67,7 +56,7 @@ def dupsampling_efficientnet_lite0() -> Recipe:
     val), without low-level features as there, on a backbone that two CPU cores can train. Give ImageNet weights and a
     label PCA with block side 32.
     """
-    return _on_cpu(
+    return on_cpu(
         DUpsamplingConfig(
             backbone="efficientnet_lite0", output_stride=32, features=(), dupsample=DUpsampleConfig(num_components=128)
         )
@@ -79,7 +68,7 @@ def deeplab_v3plus_efficientnet_lite0() -> Recipe:
 
     The network of Chen et al. (arXiv 1802.02611), which has no CamVid. Give ImageNet weights.
     """
-    return _on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32))
+    return on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32))
 
 
 def bilinear_efficientnet_lite0() -> Recipe:
@@ -87,7 +76,7 @@ def bilinear_efficientnet_lite0() -> Recipe:
 
     The "bilinear" row of Tian et al., table 1; the baseline of `dupsampling_efficientnet_lite0`. Give ImageNet weights.
     """
-    return _on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32, low_level_features=()))
+    return on_cpu(DeepLabV3PlusConfig(backbone="efficientnet_lite0", output_stride=32, low_level_features=()))
 
 
 def dilated_context_vgg16() -> Recipe:
@@ -158,150 +147,36 @@ def enet() -> Recipe:
     return published.enet(ENetConfig(), height=360, width=480, epochs=300)
 
 
-def small_deeplab_v1() -> Recipe:
-    """DeepLab V1 in small: VGG-16 with batch normalisation, fc6 and fc7 of 256 channels, crops of 96 x 128. Ours.
+def icnet() -> Recipe:
+    """ICNet: 67.1 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
 
-    The network of Chen et al. (arXiv 1412.7062), which has no CamVid. Batch normalisation lets VGG learn from random
-    weights too. Minutes on two cores, figures in docs/log.md. 5.0 G multiply-adds a crop.
+    Zhao et al., arXiv 1704.08545, its CamVid table. Whole images; the settings are those on Cityscapes, 400 epochs
+    of 22 steps are ours. 9.57 G multiply-adds a crop.
     """
-    recipe = _small(DeepLabV1Config(backbone="vgg16_bn", channels=256))
-    return replace(recipe, augment=replace(recipe.augment, crop_height=96, crop_width=128))
+    return published.icnet(ICNetConfig(), crop_height=720, crop_width=960, epochs=400)
 
 
-def small_deeplab_v2() -> Recipe:
-    """DeepLab V2 in small: EfficientNet-Lite0 at stride 16, three sizes. Ours.
+def bisenet_xception39() -> Recipe:
+    """BiSeNet on Xception39: 65.6 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
 
-    The network of Chen et al. (arXiv 1606.00915), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 1.3 G multiply-adds a crop.
+    Yu et al., arXiv 1808.00897, its CamVid table, trained on train and val. Give --weights of `imagenet.xception39`.
+    The settings are those on Cityscapes, 800 epochs of 22 steps are ours. 9.15 G multiply-adds a crop.
     """
-    return _small(DeepLabV2Config(backbone=LITE, output_stride=16))
+    return _bisenet("xception39", epochs=800)
 
 
-def small_deeplab_v3() -> Recipe:
-    """DeepLab V3 in small: EfficientNet-Lite0 at stride 16, ASPP of 128 channels. Ours.
+def bisenet_resnet18() -> Recipe:
+    """BiSeNet on ResNet-18: 68.7 % mIoU on the test set, images of 720 x 960 (score from memory of the paper).
 
-    The network of Chen et al. (arXiv 1706.05587), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 0.9 G multiply-adds a crop.
+    As `bisenet_xception39`, with --weights timm and 400 epochs of 22 steps. 34.32 G multiply-adds a crop.
     """
-    return _small(DeepLabV3Config(backbone=LITE, output_stride=16, aspp_channels=128))
+    return _bisenet("resnet18", epochs=400)
 
 
-def small_fcn8s() -> Recipe:
-    """FCN-8s in small: VGG-16 with batch normalisation at a quarter of its width, fc6 and fc7 of 256 channels. Ours.
-
-    The network of Long et al. (arXiv 1411.4038), which has no CamVid, without its stages and from random weights.
-    Minutes on two cores, figures in docs/log.md. 3.6 G multiply-adds a crop.
-    """
-    return _small(FCNConfig(backbone="vgg16_bn", channels=256, width=0.25))
-
-
-def small_dilated_context() -> Recipe:
-    """Context module in small: EfficientNet-Lite0 at stride 8 in place of VGG-16, basic context of 8 layers. Ours.
-
-    After Yu and Koltun (arXiv 1511.07122): `dilated_context_vgg16`. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 2.3 G multiply-adds a crop.
-    """
-    return _small(DilatedContextConfig(backbone=LITE))
-
-
-def small_pspnet() -> Recipe:
-    """PSPNet in small: EfficientNet-Lite0 at stride 16. Ours.
-
-    The network of Zhao et al. (arXiv 1612.01105), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 0.7 G multiply-adds a crop.
-    """
-    return _small(PSPNetConfig(backbone=LITE, output_stride=16))
-
-
-def small_encnet() -> Recipe:
-    """EncNet in small: EfficientNet-Lite0 at stride 16, 128 channels encoded. Ours.
-
-    The network of Zhang et al. (arXiv 1803.08904), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 0.7 G multiply-adds a crop.
-    """
-    return _small(EncNetConfig(backbone=LITE, output_stride=16, channels=128))
-
-
-def small_dfanet_a() -> Recipe:
-    """DFANet A in small: crops of 192 x 256, attention over 10 classes. Ours.
-
-    The network of Li et al. (arXiv 1904.02216): `dfanet_a`. Give --weights of
-    `crops.dfanet_xception_b --model.backbone dfanet_xception_a`, trained on crops of CamVid's labels. Minutes on two
-    cores, figures in docs/log.md. 0.2 G multiply-adds a crop.
-    """
-    return _small(DFANetConfig(backbone="dfanet_xception_a", classifier_classes=CROP_CLASSES))
-
-
-def small_dfanet_b() -> Recipe:
-    """DFANet B in small: crops of 192 x 256, attention over 10 classes. Ours.
-
-    The network of Li et al. (arXiv 1904.02216): `dfanet_b`. Give --weights of `crops.dfanet_xception_b`, trained on
-    crops of CamVid's labels. Minutes on two cores, figures in docs/log.md. 0.1 G multiply-adds a crop.
-    """
-    return _small(DFANetConfig(backbone="dfanet_xception_b", classifier_classes=CROP_CLASSES))
-
-
-def small_enet_encoder() -> Recipe:
-    """ENet's encoder in small: crops of 192 x 256. Ours; the first half of `small_enet`.
-
-    The network of Paszke et al. (arXiv 1606.02147): `enet_encoder`. Minutes on two cores, figures in docs/log.md. 0.3 G
-    multiply-adds a crop.
-    """
-    return _small(ENetConfig(stage="encoder"))
-
-
-def small_enet() -> Recipe:
-    """ENet in small: crops of 192 x 256. Ours.
-
-    The network of Paszke et al. (arXiv 1606.02147): `enet`. Give --start-from of `small_enet_encoder`. Minutes on two
-    cores, figures in docs/log.md. 0.4 G multiply-adds a crop.
-    """
-    return _small(ENetConfig())
-
-
-def small_espnet_c() -> Recipe:
-    """ESPNet-C in small: crops of 192 x 256. Ours; the first half of `small_espnet`.
-
-    The network of Mehta et al. (arXiv 1803.06815), which has no CamVid that we know. Minutes on two cores, figures in
-    docs/log.md. 0.3 G multiply-adds a crop.
-    """
-    return _small(ESPNetConfig(stage="encoder"))
-
-
-def small_espnet() -> Recipe:
-    """ESPNet in small: crops of 192 x 256. Ours.
-
-    The network of Mehta et al. (arXiv 1803.06815), which has no CamVid that we know. Give --start-from of
-    `small_espnet_c`. Minutes on two cores, figures in docs/log.md. 0.4 G multiply-adds a crop.
-    """
-    return _small(ESPNetConfig())
-
-
-def small_unet() -> Recipe:
-    """U-Net without padding in small: 12 channels at the finest level, batch normalisation. Ours.
-
-    The network of Ronneberger et al. (arXiv 1505.04597), which has no CamVid; crops of 192 x 256 make tiles of
-    380 x 444. From random weights. Minutes on two cores, figures in docs/log.md. 2.3 G multiply-adds a crop.
-    """
-    return _small(UNetConfig(width=12, batch_norm=True))
-
-
-def small_backbone_unet() -> Recipe:
-    """U-Net's way up over EfficientNet-Lite0, in small. Ours.
-
-    After Ronneberger et al. (arXiv 1505.04597). Give ImageNet weights. Minutes on two cores, figures in docs/log.md.
-    0.9 G multiply-adds a crop.
-    """
-    return _small(BackboneUNetConfig(backbone=LITE))
-
-
-def small_refinenet() -> Recipe:
-    """RefineNet in small: EfficientNet-Lite0, 64 channels, 128 at stride 32. Ours.
-
-    The network of Lin et al. (arXiv 1611.06612), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 2.5 G multiply-adds a crop.
-    """
-    return _small(RefineNetConfig(backbone=LITE, width=64, coarsest_width=128))
+def _bisenet(backbone: str, *, epochs: int) -> Recipe:
+    return published.bisenet(
+        backbone, crop_height=720, crop_width=960, epochs=epochs, scale_min=0.75, inference=InferenceConfig()
+    )
 
 
 def _on_gpu(model: ModelConfig) -> Recipe:
@@ -318,7 +193,7 @@ def _on_gpu(model: ModelConfig) -> Recipe:
     )
 
 
-def _on_cpu(model: ModelConfig) -> Recipe:
+def on_cpu(model: ModelConfig) -> Recipe:
     """What two cores can do in an hour."""
     return Recipe(
         model=model,
@@ -331,12 +206,6 @@ def _on_cpu(model: ModelConfig) -> Recipe:
         channels_last=True,  # a fifth less CPU time per step than NCHW with these depthwise convolutions
         validate_every=2,
     )
-
-
-def _small(model: ModelConfig) -> Recipe:
-    """`_on_cpu` with smaller crops, for six epochs of 45 steps."""
-    recipe = _on_cpu(model)
-    return replace(recipe, augment=replace(recipe.augment, crop_height=192, crop_width=256), epochs=6)
 
 
 # The rows of the paper's tables: minutes each on two CPU cores, 450 steps, with --weights a file of ImageNet weights of
@@ -488,5 +357,5 @@ def _proposed(*features: int) -> DUpsamplingConfig:
 
 def _table_row(model: ModelConfig) -> Recipe:
     """What two cores can do in minutes: smaller crops, fewer epochs."""
-    recipe = _on_cpu(model)
+    recipe = on_cpu(model)
     return replace(recipe, augment=replace(recipe.augment, crop_height=256, crop_width=320), epochs=10)

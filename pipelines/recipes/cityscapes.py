@@ -2,13 +2,15 @@
 
 `pipelines.recipes.published` says what they share. Give --weights timm: VGG-16, ResNet and Xception start from
 ImageNet. DFANet takes our own classifiers, --weights OUTPUT/NAME/model of the recipes `imagenet.dfanet_xception_a`
-and `..._b`; without them it loses about 10 points (its author). ENet and ESPNet start from random weights, with their
-encoder; --start-from OUTPUT/NAME/model of that training begins the whole network. None has been run here.
+and `..._b`; without them it loses about 10 points (its author); BiSeNet on Xception39 those of `imagenet.xception39`.
+ENet, ESPNet and ICNet of half width start from random weights; --start-from OUTPUT/NAME/model of the encoder's training
+begins the whole ENet or ESPNet. None has been run here.
 """
 
 from pipelines.recipes import published
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
+from segcore.inference import InferenceConfig
 from segcore.models import (
     DeepLabV2Config,
     DeepLabV3Config,
@@ -17,6 +19,7 @@ from segcore.models import (
     EncNetConfig,
     ENetConfig,
     ESPNetConfig,
+    ICNetConfig,
     RefineNetConfig,
     SegNetConfig,
     UNetConfig,
@@ -230,6 +233,93 @@ def unet() -> Recipe:
         precision="bfloat16",
         channels_last=True,
         validate_every=20,
+    )
+
+
+def icnet() -> Recipe:
+    """ICNet: 67.7 % mIoU on val, 69.5 on the test set (trained on train and val, 90,000 steps), at one scale.
+
+    Zhao et al., arXiv 1704.08545, and the released network's README: 30,000 steps on train, here 162 epochs of 185
+    (29,970). Crops of 720 x 720 are ours. Whole images in evaluation; the released network resizes them to 1025 x 2049.
+    7.25 G multiply-adds a crop.
+    """
+    return published.icnet(ICNetConfig(), crop_height=720, crop_width=720, epochs=162)
+
+
+def icnet_full_width() -> Recipe:
+    """ICNet at ResNet-50's own widths: no published score of the paper's; mmsegmentation's has 76.29 % mIoU on val.
+
+    Zhao et al., arXiv 1704.08545: the network before compression. Give --weights timm. Then train `cityscapes.icnet`
+    from it, `--start-from` its model, twice, at widths 1.5 and 1: see `segcore.models.icnet_pruning`. Settings as
+    `icnet` (29,970); mmsegmentation's network shares one more stage and trains longer. 21.4 G multiply-adds a crop.
+    """
+    model = ICNetConfig(width=2.0, imagenet_layout=True)
+    return published.icnet(model, crop_height=720, crop_width=720, epochs=162)
+
+
+def bisenet_xception39() -> Recipe:
+    """BiSeNet on Xception39: 69.0 % mIoU on val, 68.4 on the test set, images of 768 x 1536, at one scale.
+
+    Yu et al., arXiv 1808.00897, its tables of speed and accuracy. Crops of 768 x 1536; 140,000 steps of the authors'
+    code, which starts from random weights and reaches 68.5 on val: 757 epochs of 185 (140,045). 15.62 G multiply-adds
+    a crop (published: 14.8).
+    """
+    return _fast_bisenet("xception39", epochs=757, scale_min=0.5)
+
+
+def bisenet_resnet18() -> Recipe:
+    """BiSeNet on ResNet-18: 74.8 % mIoU on val, 74.7 on the test set, images of 768 x 1536, at one scale.
+
+    Yu et al., arXiv 1808.00897, its tables of speed and accuracy. Crops of 768 x 1536; 80,000 steps of the authors'
+    code: 432 epochs of 185 (79,920). 58.34 G multiply-adds a crop (published: 55.3).
+    """
+    return _fast_bisenet("resnet18", epochs=432, scale_min=0.75)
+
+
+def bisenet_xception39_scales() -> Recipe:
+    """BiSeNet on Xception39, for accuracy: 72.0 % mIoU on val with scales and mirrored, 71.4 on the test set.
+
+    Yu et al., arXiv 1808.00897, its table of accuracy; the authors' code has 70.3 at one scale. Crops and windows of
+    1024 x 1024, steps as `bisenet_xception39` (140,045). 13.88 G multiply-adds a crop.
+    """
+    return _accurate_bisenet("xception39", epochs=757)
+
+
+def bisenet_resnet18_scales() -> Recipe:
+    """BiSeNet on ResNet-18, for accuracy: 78.6 % mIoU on val with scales and mirrored, 77.7 on the test set.
+
+    Yu et al., arXiv 1808.00897, its table of accuracy; 76.2 at one scale. Crops and windows of 1024 x 1024, steps as
+    `bisenet_resnet18` (79,920). 51.86 G multiply-adds a crop.
+    """
+    return _accurate_bisenet("resnet18", epochs=432)
+
+
+def bisenet_resnet101_scales() -> Recipe:
+    """BiSeNet on ResNet-101, for accuracy: 80.3 % mIoU on val with scales and mirrored, 78.9 on the test set.
+
+    Yu et al., arXiv 1808.00897, its table of accuracy; the authors' code has 79.1 at one scale, on a ResNet with a stem
+    of three 3x3 convolutions, as here. Its length is not known to us: that of ResNet-18 (79,920) is ours.
+    """
+    return _accurate_bisenet("resnet101_deep", epochs=432)
+
+
+def _fast_bisenet(backbone: str, *, epochs: int, scale_min: float) -> Recipe:
+    return published.bisenet(
+        backbone,
+        crop_height=768,
+        crop_width=1536,
+        epochs=epochs,
+        scale_min=scale_min,
+        inference=InferenceConfig(short_side_px=768),
+    )
+
+
+def _accurate_bisenet(backbone: str, *, epochs: int) -> Recipe:
+    inference = InferenceConfig(
+        mode="sliding", window_px=1024, stride_fraction=5 / 6, scales=published.SCALES, flip=True
+    )
+    return published.bisenet(
+        backbone, crop_height=1024, crop_width=1024, epochs=epochs, scale_min=0.75, inference=inference
     )
 
 

@@ -16,6 +16,7 @@ from segcore.augment import AugmentConfig
 from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (
+    BiSeNetConfig,
     DeconvNetConfig,
     DeepLabV2Config,
     DeepLabV3Config,
@@ -26,6 +27,7 @@ from segcore.models import (
     ENetConfig,
     ESPNetConfig,
     FCNConfig,
+    ICNetConfig,
     ModelConfig,
     PSPNetConfig,
     RefineNetConfig,
@@ -364,6 +366,52 @@ def refinenet(model: RefineNetConfig, *, crop_px: int, epochs: int, short_side_p
         inference=InferenceConfig(
             scales=tuple(round(scale * enlarge, 2) for scale in (0.4, 0.6, 0.8, 1.0, 1.2)), short_side_px=short_side_px
         ),
+    )
+
+
+def icnet(model: ICNetConfig, *, crop_height: int, crop_width: int, epochs: int) -> Recipe:
+    """Zhao et al., arXiv 1704.08545, section 5.1: rate 0.01, batches of 16, zooms of 0.5 to 2, mirrored; one scale.
+
+    All of it from memory. The paper starts from a pruned PSPNet-50. Nobody publishes weights of that width, so a
+    network that is not pruned here (`segcore.models.icnet_pruning`) starts from random ones: expect less.
+    """
+    return Recipe(
+        model=model,
+        augment=AugmentConfig(crop_height=crop_height, crop_width=crop_width),
+        optim=_sgd(learning_rate=0.01, decoder_multiplier=1.0, weight_decay=1e-4),
+        epochs=epochs,
+        batch_size=16,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 10),
+    )
+
+
+def bisenet(
+    backbone: str, *, crop_height: int, crop_width: int, epochs: int, scale_min: float, inference: InferenceConfig
+) -> Recipe:
+    """Yu et al., arXiv 1808.00897, as the authors' code (ycszen/TorchSeg) trains it: rate 0.01, batches of 16.
+
+    The code gives 10 times the rate to the fusion and the classifiers; here all that is outside the backbone has it.
+    Its loss sees hard pixels alone (online bootstrapping; of probability below 0.7, a sixteenth of all at least), at
+    1/8 of the size for the fast networks; ours sees all, at full size.
+    """
+    return Recipe(
+        model=BiSeNetConfig(backbone=backbone, auxiliary_channels=128 if backbone == "xception39" else 256),
+        augment=AugmentConfig(
+            crop_height=crop_height,
+            crop_width=crop_width,
+            scale_min=scale_min,
+            scale_max=scale_min + 1.25,
+            scale_step=0.25,
+        ),
+        optim=_sgd(learning_rate=0.01, decoder_multiplier=10.0, weight_decay=5e-4),
+        epochs=epochs,
+        batch_size=16,
+        precision="bfloat16",
+        channels_last=True,
+        validate_every=max(1, epochs // 20),
+        inference=inference,
     )
 
 

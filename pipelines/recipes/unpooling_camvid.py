@@ -14,10 +14,11 @@ CamVid's objects are the connected regions of a class, and a background comes as
 
 from dataclasses import replace
 
-from pipelines.recipes import camvid, published
+from pipelines.recipes import published
+from pipelines.recipes.camvid_small import small
 from pipelines.recipes.recipe import Recipe
 from segcore.augment import AugmentConfig
-from segcore.models import DeconvNetConfig, ModelConfig, SegNetConfig
+from segcore.models import DeconvNetConfig, SegNetConfig
 
 
 def segnet() -> Recipe:
@@ -55,7 +56,7 @@ def small_segnet() -> Recipe:
     The network of Badrinarayanan et al. (arXiv 1511.00561): `camvid.segnet`. From random weights. Minutes on two cores,
     figures in docs/log.md. 2.0 G multiply-adds a crop.
     """
-    return _small(SegNetConfig(width=0.25))
+    return small(SegNetConfig(width=0.25))
 
 
 def small_segnet_basic() -> Recipe:
@@ -64,7 +65,7 @@ def small_segnet_basic() -> Recipe:
     The network of Badrinarayanan et al. (arXiv 1511.00561): `camvid.segnet_basic`. From random weights. Minutes on two
     cores, figures in docs/log.md. 4.3 G multiply-adds a crop.
     """
-    return _small(SegNetConfig(backbone="segnet_basic", width=0.5))
+    return small(SegNetConfig(backbone="segnet_basic", width=0.5))
 
 
 def small_deconvnet_stage1() -> Recipe:
@@ -87,12 +88,7 @@ def small_deconvnet_stage2() -> Recipe:
 
 
 def _small_deconvnet() -> Recipe:
-    recipe = _small(DeconvNetConfig(backbone="vgg16_bn", width=0.25, fc_channels=512, input_px=64))
+    recipe = small(DeconvNetConfig(backbone="vgg16_bn", width=0.25, fc_channels=512, input_px=64))
     assert isinstance(recipe.augment, AugmentConfig)
     augment = replace(recipe.augment, crop_height=64, crop_width=64, scale_min=1.0, scale_max=1.0)
     return replace(recipe, augment=augment, batch_size=32, batch_norm_batches=50)
-
-
-def _small(model: ModelConfig) -> Recipe:
-    """Crops of 192 x 256, six epochs."""
-    return replace(camvid.small_pspnet(), model=model)

@@ -1,6 +1,6 @@
 """Image classifiers as feature extractors: `BACKBONES`, `build_backbone`, `load_backbone_weights`."""
 
-from segcore.backbones.backbone import Backbone, build_backbone
+from segcore.backbones.backbone import Backbone, build_backbone, dilate_first_blocks
 from segcore.backbones.catalogue import BACKBONES, FEATURE_STRIDES, OUTPUT_STRIDES, BackboneSpec
 from segcore.backbones.dense_vgg import DenseVGG
 from segcore.backbones.light_xception import LightXception
@@ -20,6 +20,7 @@ __all__ = [
     "SwitchedVGG",
     "backbone_state",
     "build_backbone",
+    "dilate_first_blocks",
     "fitting_weights",
     "load_backbone_weights",
     "load_own_encoder",

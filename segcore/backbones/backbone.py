@@ -1,4 +1,4 @@
-"""A timm classifier that gives its features by stride, at a chosen output stride."""
+"""An image classifier, timm's or ours, that gives its features by stride, at a chosen output stride."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
 from segcore.backbones.vgg import VGG16, VGGLayout
+from segcore.backbones.xception39 import XCEPTION39_CHANNELS, Xception39
 
 
 class Backbone(nn.Module):
@@ -35,7 +36,7 @@ class Backbone(nn.Module):
         feature_strides: real stride of each feature.
         size_multiple: 1, or the number of which height and width should be multiples so that the sampling grid does not
             depend on the size (networks pad to it).
-        body: the timm module; its state dict has timm's names.
+        body: the timm module, whose state dict has timm's names, or our VGG-16 or Xception39.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Backbone(nn.Module):
             )
             self.body: nn.Module = vgg
             channels: Sequence[int] = vgg.channels
+        elif spec.architecture == "xception39":
+            self.body, channels = Xception39(output_stride=output_stride, in_channels=in_channels), XCEPTION39_CHANNELS
         else:
             self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
         self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
@@ -117,6 +120,19 @@ def build_backbone(
         vgg_width_divisor=vgg_width_divisor,
         multi_grid=multi_grid,
     )
+
+
+def dilate_first_blocks(body: nn.Module) -> None:
+    """Give the first bottleneck of a ResNet's dilated stages the dilation of those after it.
+
+    So have the released PSPNet and ICNet, for whose weights this is. It is not what `Backbone` promises.
+
+    Args:
+        body: timm's ResNet at output stride 8.
+    """
+    for stage, dilation in (("layer3", 2), ("layer4", 4)):
+        convolution = cast(nn.Conv2d, body.get_submodule(f"{stage}.0.conv2"))
+        convolution.dilation = convolution.padding = (dilation, dilation)
 
 
 def _multiply_dilations(backbone: Backbone, multi_grid: tuple[int, ...]) -> None:

@@ -19,13 +19,14 @@ class BackboneSpec:
 
     Attributes:
         timm_name: architecture and pre-training as timm names them; `timm.create_model(timm_name, pretrained=True)`
-            gives the weights that `mean` and `std` belong to. None where timm has no such model.
+            gives the weights that `mean` and `std` belong to. None where timm has no such model: it is ours alone.
         mean, std: of RGB / 255, per channel: what the pre-trained weights expect.
         classifier_prefixes: names in the classifier's state dict that a feature extractor has no place for.
         same_padding: True where strided convolutions pad as TensorFlow's "same": the phase of the sampling grid then
             depends on whether the size is even, so networks pad their input to a multiple of the output stride.
         last_stride: of the coarsest map that the classifier has; most networks here are built on 32.
         network: key of `MODELS` of the one network whose own encoder this is, no image classifier; "" for all others.
+        own_name: of an architecture that timm does not have.
     """
 
     timm_name: str | None
@@ -35,12 +36,12 @@ class BackboneSpec:
     same_padding: bool = False
     last_stride: int = 32
     network: str = ""
+    own_name: str = ""
 
     @property
     def architecture(self) -> str:
-        """timm's name without the pre-training tag."""
-        assert self.timm_name is not None
-        return self.timm_name.partition(".")[0]
+        """timm's name without the pre-training tag, or our own."""
+        return (self.timm_name or self.own_name).partition(".")[0]
 
 
 def _resnet(timm_name: str) -> BackboneSpec:
@@ -102,6 +103,13 @@ BACKBONES: dict[str, BackboneSpec] = {
     "efficientnet_lite0": _efficientnet_lite("tf_efficientnet_lite0.in1k"),
     "efficientnet_lite1": _efficientnet_lite("tf_efficientnet_lite1.in1k"),
     "efficientnet_lite2": _efficientnet_lite("tf_efficientnet_lite2.in1k"),
+    "xception39": BackboneSpec(
+        timm_name=None,
+        own_name="xception39",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        classifier_prefixes=("fc.",),
+    ),
     # Of DFANet alone, which carries on where they end.
     "dfanet_xception_a": _light_xception(),
     "dfanet_xception_b": _light_xception(),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.backbones.catalogue import backbone_spec
-from segcore.layers import initialise_convolutions
+from segcore.layers import initialise_convolutions, strided_conv
 
 STEM_CHANNELS = 8
 """Of the first convolution."""
@@ -59,10 +59,19 @@ class PlainSeparableConv(nn.Module):
     `segcore.layers.SeparableConv` normalises and activates between the two as well.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, activation: bool = True) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, dilation: int = 1, activation: bool = True
+    ) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False
+            in_channels,
+            in_channels,
+            3,
+            stride=stride,
+            padding=dilation,
+            dilation=dilation,
+            groups=in_channels,
+            bias=False,
         )
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)
@@ -81,19 +90,36 @@ class LightXceptionBlock(nn.Module):
         in_channels: of the input.
         out_channels: 4m.
         strided: the first block of a stage: stride 2 and a projected skip.
+        separable_skip: project by a separable convolution, as Xception39 does, instead of a 1x1 convolution.
+        dilations: of the first separable convolution and of the other two. With a first block's other than (1, 1),
+            dilation takes the place of its stride (`separable_skip` alone).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, strided: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        strided: bool,
+        separable_skip: bool = False,
+        dilations: tuple[int, int] = (1, 1),
+    ) -> None:
         super().__init__()
         width = out_channels // 4
-        last = PlainSeparableConv(width, out_channels, activation=False)
+        first, rest = dilations
+        stride = 2 if strided and dilations == (1, 1) else 1
+        last = PlainSeparableConv(width, out_channels, dilation=rest, activation=False)
         nn.init.constant_(last.norm.weight, RESIDUAL_GAIN)
         self.convs = nn.Sequential(
-            PlainSeparableConv(in_channels, width, stride=2 if strided else 1), PlainSeparableConv(width, width), last
+            PlainSeparableConv(in_channels, width, stride=stride, dilation=first),
+            PlainSeparableConv(width, width, dilation=rest),
+            last,
         )
-        self.samples_first = strided and in_channels < SAFE_STRIDED_CHANNELS
+        self.samples_first = strided and not separable_skip and in_channels < SAFE_STRIDED_CHANNELS
         self.skip: nn.Module = nn.Identity()
-        if strided:
+        if strided and separable_skip:
+            self.skip = PlainSeparableConv(in_channels, out_channels, stride=stride, dilation=first, activation=False)
+        elif strided:
             stride = 1 if self.samples_first else 2
             projection = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
             self.skip = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
@@ -134,11 +160,7 @@ def light_xception_stages(in_channels: Sequence[int], out_channels: Sequence[int
 
 def light_xception_stem() -> nn.Sequential:
     """3x3 convolution of stride 2, BN, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(STEM_CHANNELS),
-        nn.ReLU(inplace=True),
-    )
+    return strided_conv(3, STEM_CHANNELS)
 
 
 class LightXception(nn.Module):

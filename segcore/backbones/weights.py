@@ -30,9 +30,9 @@ def backbone_state(network_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) -> None:
     """Copy pre-trained weights into `backbone`.
 
-    Accepts the state dict of the timm model of the same name or what `backbone_state` gives (the classifying layers are
-    left over), and for `mobilenet_v2` also torchvision's names (`features.0.0.weight`). `num_batches_tracked` may be
-    absent.
+    Accepts the state dict of the timm model of the same name, where there is one, or what `backbone_state` gives (the
+    classifying layers are left over), and for `mobilenet_v2` also torchvision's names (`features.0.0.weight`).
+    `num_batches_tracked` may be absent.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or has no place in the backbone; nothing is changed then.
@@ -46,7 +46,7 @@ def load_backbone_weights(backbone: Backbone, state_dict: Mapping[str, Tensor]) 
         given,
         leftover=(*spec.classifier_prefixes, CLASSIFIER_PREFIX),
         backbone=backbone.name,
-        source=f"timm's {spec.architecture!r}",
+        source=f"timm's {spec.architecture!r}" if spec.timm_name else "a classifier of ours on it",
     )
     backbone.body.load_state_dict(fitting)
 

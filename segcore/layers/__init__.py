@@ -1,7 +1,7 @@
 """Blocks that several networks share."""
 
-from segcore.layers.aspp import ASPP, atrous_rates
-from segcore.layers.conv import AtrousConv2d, ConvBnAct, SeparableConv, initialise_convolutions
+from segcore.layers.aspp import ASPP, ImagePooling, atrous_rates
+from segcore.layers.conv import AtrousConv2d, ConvBnAct, SeparableConv, initialise_convolutions, strided_conv
 from segcore.layers.dupsample import DUpsample
 from segcore.layers.encoding import Encoding
 from segcore.layers.fcn_head import FCNHead
@@ -30,6 +30,7 @@ __all__ = [
     "DUpsample",
     "Encoding",
     "FCNHead",
+    "ImagePooling",
     "LabelEncoder",
     "Pooling",
     "PyramidPooling",
@@ -51,6 +52,7 @@ __all__ = [
     "resize",
     "resize_smoothly",
     "set_batch_norm_momentum",
+    "strided_conv",
     "synchronise_batch_norm",
     "unpool",
     "upsample",

@@ -79,6 +79,20 @@ class ConvBnAct(nn.Module):
         return x
 
 
+def strided_conv(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
+    """Convolution of stride 2 without bias, batch normalisation, ReLU; half of the size, rounded up.
+
+    Args:
+        in_channels, out_channels: widths.
+        kernel_size: odd. Not 1: see `segcore.backbones.light_xception.SAFE_STRIDED_CHANNELS`.
+    """
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride=2, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
 class SeparableConv(nn.Module):
     """3x3 depthwise, BN, ReLU, 1x1 pointwise, BN, ReLU.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from segcore.backbones import Backbone, load_backbone_weights
 from segcore.label_code import LabelCode
+from segcore.models.bisenet import BiSeNet, BiSeNetConfig
 from segcore.models.block_codes import BlockCode, DUpsampleConfig, blank_block_code, block_code
 from segcore.models.contract import LossTerms, PretrainedPart, SegmentationModel, SegmentationOutput
 from segcore.models.deconvnet import DeconvNet, DeconvNetConfig
@@ -29,6 +30,7 @@ from segcore.models.encnet import EncNet, EncNetConfig
 from segcore.models.enet import ENet, ENetConfig
 from segcore.models.espnet import ESPNet, ESPNetConfig
 from segcore.models.fcn import FCN, FCNConfig
+from segcore.models.icnet import ICNet, ICNetConfig
 from segcore.models.pspnet import PSPNet, PSPNetConfig
 from segcore.models.refinenet import RefineNet, RefineNetConfig
 from segcore.models.segnet import SegNet, SegNetConfig
@@ -36,6 +38,7 @@ from segcore.models.unet import BackboneUNet, BackboneUNetConfig, UNet, UNetConf
 
 ModelConfig = (
     BackboneUNetConfig
+    | BiSeNetConfig
     | DeconvNetConfig
     | DeepLabV1Config
     | DeepLabV2Config
@@ -48,6 +51,7 @@ ModelConfig = (
     | ENetConfig
     | ESPNetConfig
     | FCNConfig
+    | ICNetConfig
     | PSPNetConfig
     | RefineNetConfig
     | SegNetConfig
@@ -55,6 +59,7 @@ ModelConfig = (
 )
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "bisenet": BiSeNetConfig,
     "backbone_unet": BackboneUNetConfig,
     "deconvnet": DeconvNetConfig,
     "deeplab_v1": DeepLabV1Config,
@@ -68,6 +73,7 @@ MODELS: dict[str, type[ModelConfig]] = {
     "enet": ENetConfig,
     "espnet": ESPNetConfig,
     "fcn": FCNConfig,
+    "icnet": ICNetConfig,
     "pspnet": PSPNetConfig,
     "refinenet": RefineNetConfig,
     "segnet": SegNetConfig,
@@ -75,6 +81,7 @@ MODELS: dict[str, type[ModelConfig]] = {
 }
 
 _NETWORKS: dict[type, Callable[..., nn.Module]] = {
+    BiSeNetConfig: BiSeNet,
     BackboneUNetConfig: BackboneUNet,
     DeconvNetConfig: DeconvNet,
     DeepLabV1Config: DeepLabV1,
@@ -88,6 +95,7 @@ _NETWORKS: dict[type, Callable[..., nn.Module]] = {
     ENetConfig: ENet,
     ESPNetConfig: ESPNet,
     FCNConfig: FCN,
+    ICNetConfig: ICNet,
     PSPNetConfig: PSPNet,
     RefineNetConfig: RefineNet,
     SegNetConfig: SegNet,
@@ -100,6 +108,8 @@ __all__ = [
     "MODELS",
     "BackboneUNet",
     "BackboneUNetConfig",
+    "BiSeNet",
+    "BiSeNetConfig",
     "DFANet",
     "DFANetConfig",
     "DUpsampleConfig",
@@ -124,6 +134,8 @@ __all__ = [
     "EncNet",
     "EncNetConfig",
     "FCNConfig",
+    "ICNet",
+    "ICNetConfig",
     "LabelPCASize",
     "LossTerms",
     "ModelConfig",

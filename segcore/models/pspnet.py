@@ -17,11 +17,10 @@ Differences from the released code (hszhao/semseg, which follows the Caffe origi
 """
 
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 from torch import Tensor, nn
 
-from segcore.backbones import Backbone, build_backbone
+from segcore.backbones import build_backbone, dilate_first_blocks
 from segcore.backbones.catalogue import backbone_spec
 from segcore.layers import (
     FCNHead,
@@ -104,7 +103,7 @@ class PSPNet(nn.Module):
         self.auxiliary_weight = config.auxiliary_weight
         self.backbone = build_backbone(config.backbone, output_stride=config.output_stride)
         if config.released_layout:
-            _dilate_first_blocks(self.backbone)
+            dilate_first_blocks(self.backbone.body)
         channels = self.backbone.channels[32]
         self.pyramid = PyramidPooling(channels, channels // 4, bins=config.bins, align_corners=config.released_layout)
         initialise_convolutions(self.pyramid)
@@ -135,10 +134,3 @@ class PSPNet(nn.Module):
         for logits_NCHW in output.auxiliary_NCHW:
             terms = terms.plus("auxiliary", cross_entropy(logits_NCHW, labels_NHW), weight=self.auxiliary_weight)
         return terms
-
-
-def _dilate_first_blocks(backbone: Backbone) -> None:
-    """Give the first bottleneck of the two dilated stages the dilation of those after it, as hszhao/semseg does."""
-    for stage, dilation in (("layer3", 2), ("layer4", 4)):
-        convolution = cast(nn.Conv2d, backbone.body.get_submodule(f"{stage}.0.conv2"))
-        convolution.dilation = convolution.padding = (dilation, dilation)

@@ -16,6 +16,7 @@ from segcore.label_pca import LabelPCA
 from segcore.models import (
     MODELS,
     BackboneUNetConfig,
+    BiSeNetConfig,
     DeconvNetConfig,
     DeepLabV1Config,
     DeepLabV2Config,
@@ -29,6 +30,7 @@ from segcore.models import (
     ENetConfig,
     ESPNetConfig,
     FCNConfig,
+    ICNetConfig,
     ModelConfig,
     PSPNetConfig,
     RefineNetConfig,
@@ -119,6 +121,12 @@ CASES |= {
     "unet, padded": UNetConfig(width=4, padded=True, batch_norm=True),
     "backbone_unet": BackboneUNetConfig(backbone="mobilenet_v3_small"),
     "backbone_unet, same padding": BackboneUNetConfig(backbone="efficientnet_lite0", dropout=0.1),
+    "bisenet": BiSeNetConfig(backbone="xception39", channels=16, auxiliary_channels=8),
+    "bisenet, same padding": BiSeNetConfig(backbone="efficientnet_lite0", channels=16, auxiliary_channels=8),
+    "bisenet, one loss": BiSeNetConfig(backbone="resnet18", channels=16, auxiliary_weight=0.0),
+    "icnet": ICNetConfig(width=0.25),
+    "icnet, layout of image classifiers": ICNetConfig(width=0.25, imagenet_layout=True),
+    "icnet, one loss": ICNetConfig(width=0.25, auxiliary_weights=(0.0, 0.0)),
 }
 
 # Every network whose last step enlarges bilinearly by 4 or more, with the data-dependent decoder in its place.
@@ -129,9 +137,13 @@ CASES |= {
 }
 
 AUXILIARY_TERMS: dict[str, set[str]] = {
+    "bisenet": {"auxiliary_16", "auxiliary_8"},
+    "bisenet, same padding": {"auxiliary_16", "auxiliary_8"},
     "deeplab_v2": {"scale_0.5", "scale_1"},
     "encnet": {"presence", "auxiliary"},
     "encnet, lateral": {"presence", "auxiliary"},
+    "icnet": {"auxiliary_32", "auxiliary_16"},
+    "icnet, layout of image classifiers": {"auxiliary_32", "auxiliary_16"},
     "pspnet": {"auxiliary"},
     "pspnet, same padding": {"auxiliary"},
 }
