@@ -3,7 +3,7 @@
 `dilated_context_vgg16`, `enet`, `unet`, `dfanet_...`, `icnet` and `bisenet_...` are the papers'
 (`pipelines.recipes.published`). The last three are for images of 720 x 960, which SegNet's copy does not have: prepare
 those with `jobs/prepare.py folder`. `table...` are the rows of tables 1 to 3 of Tian et al. (arXiv 1903.02120) in
-small: see the comment above them. One small recipe of each network: `pipelines.recipes.camvid_small`.
+small: see the comment above them. One small recipe of each network: `pipelines.recipes.small_camvid`.
 """
 
 from dataclasses import replace

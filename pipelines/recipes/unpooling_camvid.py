@@ -15,8 +15,8 @@ CamVid's objects are the connected regions of a class, and a background comes as
 from dataclasses import replace
 
 from pipelines.recipes import published
-from pipelines.recipes.camvid_small import small
 from pipelines.recipes.recipe import Recipe
+from pipelines.recipes.small_camvid import small
 from segcore.augment import AugmentConfig
 from segcore.models import DeconvNetConfig, SegNetConfig
 

@@ -105,7 +105,7 @@ def deeplab_v2_resnet101() -> Recipe:
 
     Chen et al., arXiv 1606.00915, table 4; 79.7 on the test set with CRF. All three from memory, and no score without
     COCO is known to us. Rate 2.5e-4, 20,000 steps of 10 crops of 321 x 321: here 19 epochs of 1,058 steps (20,102).
-    136.3 G multiply-adds a crop, three sizes together.
+    136.1 G multiply-adds a crop, three sizes together.
     """
     return published.deeplab_v2(DeepLabV2Config(), learning_rate=2.5e-4, crop_px=321, epochs=19)
 

@@ -42,7 +42,7 @@ def small_deeplab_v1() -> Recipe:
     """DeepLab V1 in small: VGG-16 with batch normalisation, fc6 and fc7 of 256 channels, crops of 96 x 128. Ours.
 
     The network of Chen et al. (arXiv 1412.7062), which has no CamVid. Batch normalisation lets VGG learn from random
-    weights too. Minutes on two cores, figures in docs/log.md. 5.0 G multiply-adds a crop.
+    weights too. Minutes on two cores, figures in docs/log.md. 4.9 G multiply-adds a crop.
     """
     recipe = small(DeepLabV1Config(backbone="vgg16_bn", channels=256))
     return replace(recipe, augment=replace(recipe.augment, crop_height=96, crop_width=128))
@@ -52,7 +52,7 @@ def small_deeplab_v2() -> Recipe:
     """DeepLab V2 in small: EfficientNet-Lite0 at stride 16, three sizes. Ours.
 
     The network of Chen et al. (arXiv 1606.00915), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 1.3 G multiply-adds a crop.
+    figures in docs/log.md. 1.2 G multiply-adds a crop.
     """
     return small(DeepLabV2Config(backbone=LITE, output_stride=16))
 
@@ -61,7 +61,7 @@ def small_deeplab_v3() -> Recipe:
     """DeepLab V3 in small: EfficientNet-Lite0 at stride 16, ASPP of 128 channels. Ours.
 
     The network of Chen et al. (arXiv 1706.05587), which has no CamVid. Give ImageNet weights. Minutes on two cores,
-    figures in docs/log.md. 0.9 G multiply-adds a crop.
+    figures in docs/log.md. 0.8 G multiply-adds a crop.
     """
     return small(DeepLabV3Config(backbone=LITE, output_stride=16, aspp_channels=128))
 
