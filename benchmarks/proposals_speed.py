@@ -80,14 +80,14 @@ def by_loop(images: Sequence[Pixels]) -> None:
 
 
 def recalls(scenes: Sequence[tuple[Pixels, Pixels]], config: ProposalConfig) -> tuple[list[float], int, float]:
-    """Recall of the best proposals for each of `CUTS`, the number of objects, and seconds per image."""
+    """Recall of the best proposals for each of `CUTS`, the number of objects, and CPU seconds per image."""
     names = [name for name, _ in CLASSES]
     classes = ObjectClasses(object_indices=tuple(names.index(name) for name in OBJECTS), background_index=0, shift=0)
     found, num_objects, seconds = np.zeros(len(CUTS)), 0, 0.0
     for pixels_HW3, labels_HW in scenes:
-        started = time.perf_counter()
+        started = time.process_time()
         boxes_K4 = propose(pixels_HW3, config).boxes_K4
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         regions = object_regions(labels_HW, classes, min_object_px=MIN_OBJECT_PX)
         true_M4 = np.array([region.box for region in regions], np.int32).reshape(-1, 4)
         num_objects += len(regions)
@@ -112,9 +112,9 @@ Two tasks at a time are **{ratios[0]:.2f}** times as fast as one (target: at lea
 {ratios[1]:.2f} of the speed of the loop without Ray.
 
 Recall at an intersection over union of {MIN_IOU}, of objects of at least {MIN_OBJECT_PX} px ({", ".join(OBJECTS)}),
-by the best so many proposals; seconds an image on one thread.
+by the best so many proposals; CPU seconds an image.
 
-{table(("method", "images", "objects", *(f"best {cut}" for cut in CUTS), "s an image"), rows)}"""
+{table(("method", "images", "objects", *(f"best {cut}" for cut in CUTS), "CPU s an image"), rows)}"""
 
 
 def main(config: BenchmarkConfig) -> None:

@@ -56,7 +56,7 @@ class ProposalConfig:
     """Which boxes are proposed."""
 
     method: Literal["edge_boxes", "selective_search"] = "edge_boxes"
-    """Edge Boxes on gradient edges, or selective search (its fast mode), which takes about 20 times as long."""
+    """Edge Boxes on gradient edges, or selective search (its fast mode), which takes about ten times as long."""
     candidates: int = 2000
     """Boxes that are scored and ranked, at most."""
     best: int = 50
