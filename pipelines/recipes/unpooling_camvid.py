@@ -3,8 +3,8 @@
 `small_...` are ours, with the settings of the other `camvid.small_...`: minutes on two cores; what came out stands in
 docs/log.md. DeconvNet has two stages, each on crops of its own; the second starts from the first:
 
-    python jobs/prepare.py object_crops --data DATA --stage 1 --crop-px 72 --output CROPS1
-    python jobs/prepare.py object_crops --data DATA --stage 2 --crop-px 72 --output CROPS2
+    python jobs/prepare.py object_crops --data DATA --stage 1 --output CROPS1
+    python jobs/prepare.py object_crops --data DATA --stage 2 --output CROPS2
     python jobs/train.py camvid.small_deconvnet_stage1 --data CROPS1 --output RUNS --name stage1
     python jobs/train.py camvid.small_deconvnet_stage2 --data CROPS2 --output RUNS --name stage2 \\
         --start-from RUNS/stage1/model
@@ -71,9 +71,9 @@ def small_segnet_basic() -> Recipe:
 def small_deconvnet_stage1() -> Recipe:
     """DeconvNet in small, stage one: a quarter of its widths, fc6 and fc7 of 512 channels. Ours.
 
-    Windows of 64 px of crops of 72 px, in the proportion of the paper's 224 to 250. The network of Noh et al. (arXiv
-    1505.04366): `voc.deconvnet_stage1`. From random weights. Minutes on two cores, figures in docs/log.md. 0.2 G
-    multiply-adds a crop.
+    The network of Noh et al. (arXiv 1505.04366): `voc.deconvnet_stage1`. Crops are resized to 72 px, and windows of 64
+    px taken of them, as the paper's 224 px of 250. From random weights. Minutes on two cores, figures in docs/log.md.
+    0.2 G multiply-adds a crop.
     """
     return _small_deconvnet()
 
@@ -90,5 +90,5 @@ def small_deconvnet_stage2() -> Recipe:
 def _small_deconvnet() -> Recipe:
     recipe = small(DeconvNetConfig(backbone="vgg16_bn", width=0.25, fc_channels=512, input_px=64))
     assert isinstance(recipe.augment, AugmentConfig)
-    augment = replace(recipe.augment, crop_height=64, crop_width=64, scale_min=1.0, scale_max=1.0)
-    return replace(recipe, augment=augment, batch_size=32, batch_norm_batches=50)
+    augment = replace(recipe.augment, crop_height=64, crop_width=64, scale_min=1.0, scale_max=1.0, long_side_px=72)
+    return replace(recipe, augment=augment, epochs=3, batch_size=32, batch_norm_batches=50, validate_every=3)
