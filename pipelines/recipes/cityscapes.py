@@ -152,7 +152,7 @@ def icnet_full_width() -> Recipe:
     """ICNet at ResNet-50's own widths: no published score of the paper's; mmsegmentation's has 76.29 % mIoU on val.
 
     Zhao et al., arXiv 1704.08545: the network before compression. Give --weights timm. Then train `cityscapes.icnet`
-    from it, `--start-from` its model, twice, at widths 1.5 and 1: see `segcore.models.icnet_pruning`. Settings as `icnet`
+    from it, `--start-from` its model, twice, at widths 1.5 and 1 (`segcore.models.icnet_pruning`). Settings as `icnet`
     (29,970); mmsegmentation's network shares one more stage and trains longer. 21.4 G multiply-adds a crop.
     """
     model = ICNetConfig(width=2.0, imagenet_layout=True)
