@@ -117,13 +117,15 @@ def main() -> int:
         missed += [f"{name}: labels"] * (agreement < AGREEMENT)
         if name == TARGETED:
             missed += [f"{name}: {threads} threads" for threads, target in TARGETS.items() if ratios[threads] < target]
+    source = "a photo" if given.image else "a generated street scene"
+    scores = "its" if given.probabilities else "smooth random"
     text = f"""## Dense CRF
 
-`python benchmarks/crf_speed.py`: ten mean-field iterations over {probabilities_CHW.shape[0]} classes at {height} x
-{width} ({"a photo" if given.image else "a generated street scene"}, {"its" if given.probabilities else "smooth random"}
-probabilities), from probabilities to labels, lattices included. Milliseconds, and in brackets the median over
-{given.rounds} rounds of how many times as fast as pydensecrf2. Targets, for {TARGETED}: {TARGETS[1]} on one thread,
-{TARGETS[2]} on two; for all, equal labels on {100 * AGREEMENT:.0f} % of the pixels. Load before: {load:.1f}.
+`python benchmarks/crf_speed.py`: ten mean-field iterations, {probabilities_CHW.shape[0]} classes, {height} x {width}
+({source}, {scores} probabilities), from probabilities to labels, lattices included.
+Milliseconds, and in brackets the median over {given.rounds} rounds of how many times as fast as pydensecrf2.
+Targets, for {TARGETED}: {TARGETS[1]} on one thread, {TARGETS[2]} on two; for all, equal labels on
+{100 * AGREEMENT:.0f} % of the pixels. Load before: {load:.1f}.
 
 {table(("w1, theta_alpha, theta_beta; w2, theta_gamma", PEER, "1 thread", "2 threads", "equal labels"), rows)}"""
     print(text, *(f"missed: {each}" for each in missed), sep="\n")
