@@ -38,6 +38,7 @@ format: $(INSTALLED)  ## rewrite the files as `make lint` wants them
 	$(RUN) -m ruff format .
 
 benchmarks: $(INSTALLED)  ## side by side with peers; rewrites docs/benchmarks.md
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[crf_peer]"
 	@set -e; for script in benchmarks/*.py; do \
 		if [ $$script != benchmarks/report.py ]; then echo "== $$script"; $(RUN) $$script; fi; done
 
