@@ -119,7 +119,7 @@ def _without(card: ModelCard, left_out: Sequence[str]) -> ModelCard:
     kept = [index for index, name in enumerate(card.class_names) if name not in left_out]
     if not kept:
         raise ValueError(f"all classes are left out: {', '.join(card.class_names)}; leave at least one")
-    names, palette = (tuple(values[index] for index in kept) for values in (card.class_names, card.palette))
+    names, palette = tuple(card.class_names[index] for index in kept), tuple(card.palette[index] for index in kept)
     return dataclasses.replace(card, class_names=names, palette=palette)
 
 
