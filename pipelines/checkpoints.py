@@ -166,14 +166,18 @@ def read_weights(uri: str) -> tuple[ModelCard, dict[str, Tensor], str]:
 
 
 def chosen_inference(card: ModelCard, given: InferenceConfig, *, as_in_recipe: bool) -> InferenceConfig:
-    """How a stage shows images to a model: as it was told, or as the model's recipe says.
+    """How a stage shows images to a model: as it was told, or as the model's recipe says, with the CRF that is given.
 
     Raises:
-        ValueError: both were asked for, or the network does not have the output stride.
+        ValueError: both were asked for, and more than a CRF was given; or the network does not have the output stride.
     """
-    if as_in_recipe and given != InferenceConfig():
-        raise ValueError("--recipe-inference and --inference.* exclude each other; give one of them")
     inference = inference_from_dict(card.recipe.get("inference", {})) if as_in_recipe else given
+    if as_in_recipe and given != InferenceConfig():
+        if given != InferenceConfig(crf=given.crf):
+            raise ValueError(
+                "--recipe-inference and --inference.* exclude each other, but for --inference.crf.*; give one of them"
+            )
+        inference = dataclasses.replace(inference, crf=given.crf)
     if inference.output_stride:
         at_output_stride(segmentation_config(card.model_config), inference.output_stride)
     return inference

@@ -75,8 +75,8 @@ class RunSettings:
         inference: fields of the `InferenceConfig`.
         config_digest: of all else that a mask depends on.
         code_commit: that planned it.
-        ensemble: fields of every `MemberModel`, where class probabilities of several models are averaged; of these,
-            `model_version`, `model_folder` and `inference` above are the first one's.
+        ensemble: fields of every `MemberModel`, where the class probabilities of several models are averaged or classes
+            are left out; `model_version`, `model_folder` and `inference` above are the first one's. Empty otherwise.
     """
 
     run_id: str

@@ -3,6 +3,7 @@
 A single model is an ensemble of one, with its own digest.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ class MemberModel:
         model_folder: that every worker can read.
         model_digest: of that folder.
         inference: see `InferenceConfig`.
+        leave_out: classes of the model that are not asked for: see `segcore.inference.Member.classes`.
     """
 
     model_uri: str
@@ -33,10 +35,12 @@ class MemberModel:
     model_folder: str
     model_digest: str
     inference: InferenceConfig
+    leave_out: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What its probabilities depend on, beside the image."""
-        return {"model_digest": self.model_digest, "inference": inference_to_dict(self.inference)}
+        values = {"model_digest": self.model_digest, "inference": inference_to_dict(self.inference)}
+        return values | ({"leave_out": list(self.leave_out)} if self.leave_out else {})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `member_from_dict` reads them."""
@@ -50,11 +54,16 @@ class MemberModel:
 
 def member_from_dict(values: Mapping[str, Any]) -> MemberModel:
     """Inverse of `MemberModel.to_dict`."""
-    return MemberModel(**{**values, "inference": inference_from_dict(values["inference"])})
+    inference, leave_out = inference_from_dict(values["inference"]), tuple(values.get("leave_out", ()))
+    return MemberModel(**{**values, "inference": inference, "leave_out": leave_out})
 
 
 def find_members(
-    models: "Sequence[ResolvedModel]", inference: InferenceConfig, *, recipe_inference: bool
+    models: "Sequence[ResolvedModel]",
+    inference: InferenceConfig,
+    *,
+    recipe_inference: bool,
+    leave_out: Sequence[str] = (),
 ) -> tuple[tuple[MemberModel, ...], ModelCard]:
     """Read the cards of the models that a job was asked for, and see that they know the same classes.
 
@@ -62,19 +71,24 @@ def find_members(
         models: one or more.
         inference: how all of them are shown an image.
         recipe_inference: each as its own recipe says, in place of `inference`.
+        leave_out: classes that are not asked for, by name; each of them one of some model's.
 
     Returns:
-        The members, and the first one's card, whose class table is everybody's.
+        The members, and the first one's card without those classes: its class table is everybody's.
 
     Raises:
-        ValueError: a model is missing or broken; class tables differ; the first has not the CRF of another; see also
-            `chosen_inference`.
+        ValueError: a model is missing or broken; class tables differ; no model has a class to leave out, or no class is
+            left; a model has another CRF than the first (`check_one_crf`); see also `chosen_inference`.
     """
     members: list[MemberModel] = []
     cards: list[ModelCard] = []
+    unknown = {*leave_out}
     for model in models:
         folder = storage.absolute(model.folder_uri)  # workers run in other folders
         card, model_digest = read_card(folder)
+        left_out = tuple(name for name in card.class_names if name in leave_out)
+        unknown -= {*left_out}
+        card = _without(card, left_out)
         cards.append(card)
         if card.class_names != cards[0].class_names:
             raise ValueError(
@@ -89,10 +103,24 @@ def find_members(
                 model_folder=folder,
                 model_digest=model_digest,
                 inference=chosen_inference(card, inference, as_in_recipe=recipe_inference),
+                leave_out=left_out,
             )
+        )
+    if unknown:
+        raise ValueError(
+            f"no model has the class {sorted(unknown)[0]!r} to leave out; without those left out, the first has "
+            f"{', '.join(cards[0].class_names)}"
         )
     check_one_crf([member.inference for member in members])
     return tuple(members), cards[0]
+
+
+def _without(card: ModelCard, left_out: Sequence[str]) -> ModelCard:
+    kept = [index for index, name in enumerate(card.class_names) if name not in left_out]
+    if not kept:
+        raise ValueError(f"all classes are left out: {', '.join(card.class_names)}; leave at least one")
+    names, palette = tuple(card.class_names[index] for index in kept), tuple(card.palette[index] for index in kept)
+    return dataclasses.replace(card, class_names=names, palette=palette)
 
 
 def class_difference(there: Sequence[str], here: Sequence[str]) -> str:
@@ -129,7 +157,9 @@ def load_member(member: MemberModel) -> Member:
             f"model folder {member.model_folder!r} has changed since this work was planned: its digest is "
             f"{bundle.digest[:12]}, expected {member.model_digest[:12]}; put the planned model back, or start again"
         )
-    return member_of(bundle, member.inference)
+    names = bundle.card.class_names
+    kept = tuple(index for index, name in enumerate(names) if name not in member.leave_out)
+    return dataclasses.replace(member_of(bundle, member.inference), classes=kept if len(kept) < len(names) else ())
 
 
 def member_of(bundle: ModelBundle, inference: InferenceConfig) -> Member:

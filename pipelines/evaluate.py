@@ -44,6 +44,9 @@ class EvaluateConfig:
     ensemble: tuple[str, ...] = ()
     """More models, given as --model is, with the same classes: all their class probabilities are averaged with the
     first one's. EDeconvNet is --model DECONVNET --ensemble FCN8S --recipe-inference."""
+    leave_out: tuple[str, ...] = ()
+    """Classes of the models that are not asked for, such as the background that `prepare object_crops` adds to a
+    dataset without one: the probabilities of the others then add up to 1."""
     split: str = "val"
     """Split to score."""
     workers: int = 1
@@ -121,7 +124,9 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     )  # workers run in other folders
     tracking.connect(config.tracking_uri)
     models = [tracking.resolve_model(model) for model in (config.model, *config.ensemble)]
-    members, card = find_members(models, config.inference, recipe_inference=config.recipe_inference)
+    members, card = find_members(
+        models, config.inference, recipe_inference=config.recipe_inference, leave_out=config.leave_out
+    )
     config = dataclasses.replace(config, inference=members[0].inference, recipe_inference=False)
     dataset = open_dataset(config.data)
     if dataset.splits.get(config.split) is None or not dataset.splits[config.split].num_images:
@@ -136,6 +141,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     }
     if config.ensemble:
         identity["ensemble"] = [member.identity() for member in members[1:]]
+    if config.leave_out:
+        identity["leave_out"] = sorted(config.leave_out)
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:
         logger.info("%s holds this evaluation already; give --overwrite to do it again", config.output)
@@ -173,7 +180,8 @@ def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str,
     raise ValueError(
         f"model {model!r} and dataset {data!r} have different class tables: "
         f"{class_difference(card.class_names, dataset.class_names)}; "
-        "give a model that was trained on this class table, or prepare the data with the model's"
+        "give a model that was trained on this class table, or prepare the data with the model's; classes that the "
+        "model alone has may be named with --leave-out"
     )
 
 

@@ -47,6 +47,9 @@ class SegmentConfig:
     ensemble: tuple[str, ...] = ()
     """More models, given as --model is, with the same classes: all their class probabilities are averaged with the
     first one's."""
+    leave_out: tuple[str, ...] = ()
+    """Classes of the models that are not asked for, such as the background that `prepare object_crops` adds to a
+    dataset without one: the probabilities of the others then add up to 1."""
     workers: int = 1
     """Actors, each with the model."""
     threads: int = 2
@@ -149,7 +152,9 @@ def segment(config: SegmentConfig) -> SegmentResult:
     listing = _listing(config)
     tracking.connect(config.tracking_uri)
     models = [tracking.resolve_model(model) for model in (config.model, *config.ensemble)]
-    members, card = find_members(models, config.inference, recipe_inference=config.recipe_inference)
+    members, card = find_members(
+        models, config.inference, recipe_inference=config.recipe_inference, leave_out=config.leave_out
+    )
     config = dataclasses.replace(config, inference=members[0].inference, recipe_inference=False)
     for member in members:
         load_member(member)  # raises where weights are missing or broken, before anything starts
@@ -232,7 +237,8 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
     """Finish what is unfinished, then plan what the tables do not hold; None where that is nothing."""
     config, first = job.config, job.members[0]
     identity = {"inference": inference_to_dict(first.inference), "intake": INTAKE_VERSION}
-    if len(job.members) > 1:
+    is_plain = len(job.members) == 1 and not first.leave_out  # one model, all its classes: an identity as ever
+    if not is_plain:
         identity["ensemble"] = [member.identity() for member in job.members]
     model_digest, config_digest = ensemble_digest(job.members), digest(identity)
     ids = work_ids(listing, model_digest=model_digest, config_digest=config_digest)
@@ -257,7 +263,7 @@ def _next_run(job: _Job, listing: pa.Table) -> Run | None:
             inference=inference_to_dict(first.inference),
             config_digest=config_digest,
             code_commit=code_commit(),
-            ensemble=tuple(member.to_dict() for member in job.members) if len(job.members) > 1 else (),
+            ensemble=() if is_plain else tuple(member.to_dict() for member in job.members),
         )
         run = Run(settings=settings, plan=plan)
         if commits.create_run(config.tables, run):

@@ -159,12 +159,15 @@ class Member:
         mean: of the network's input per channel, in units of 1 (image / 255).
         std: likewise.
         config: see `InferenceConfig`.
+        classes: channels of the logits that are asked for; empty for all. The others are left out before the softmax:
+            probabilities are those given that a pixel has one of these classes.
     """
 
     model: nn.Module
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     config: InferenceConfig
+    classes: tuple[int, ...] = ()
 
 
 def prepare(model: nn.Module, device: torch.device | str) -> None:
@@ -335,7 +338,7 @@ def _scores(member: Member, images_N3HW: Tensor, image_ids: Sequence[str]) -> _S
     num_inputs_N = np.full(len(images), _count_windows(sizes, config), dtype=np.int64)
     if config.mode == "whole" and len(sizes) == 1 and not config.flip:
         shown = resize_smoothly(images, height=sizes[0][0], width=sizes[0][1])
-        scores_NChw = _logits(member.model, shown, config)
+        scores_NChw = _logits(member, shown)
         return _Scores(scores_NChw, True, num_inputs_N)
     # The largest scale, but no larger than the image as the network sees it at scale 1: more would only interpolate.
     reference = min(max(sizes), working_size(height, width, short_side_px=config.short_side_px))
@@ -343,7 +346,7 @@ def _scores(member: Member, images_N3HW: Tensor, image_ids: Sequence[str]) -> _S
     for size in sizes:
         scaled = resize_smoothly(images, height=size[0], width=size[1])
         for flipped in (False, True) if config.flip else (False,):
-            probabilities = _windowed_probabilities(member.model, scaled.flip(-1) if flipped else scaled, config)
+            probabilities = _windowed_probabilities(member, scaled.flip(-1) if flipped else scaled)
             probabilities = probabilities.flip(-1) if flipped else probabilities
             probabilities = resize(probabilities, height=reference[0], width=reference[1])
             total = probabilities if total is None else total.add_(probabilities)
@@ -356,7 +359,7 @@ def _scores_of_proposals(
 ) -> _Scores:
     """Image by image, since each has its own boxes; they are found in the image as it came."""
     config = member.config
-    network = partial(_logits, member.model, config=config)
+    network = partial(_logits, member)
     scores: list[Tensor] = []
     num_inputs: list[int] = []
     for index, (image_3HW, normalised_3HW) in enumerate(zip(images_N3HW, normalised_N3HW, strict=True)):
@@ -379,16 +382,16 @@ def _count_windows(sizes: list[tuple[int, int]], config: InferenceConfig) -> int
     return windows * (2 if config.flip else 1)
 
 
-def _windowed_probabilities(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:
+def _windowed_probabilities(member: Member, images_N3HW: Tensor) -> Tensor:
     """Probabilities (N,C,H,W), averaged where windows overlap."""
     height, width = images_N3HW.shape[-2:]
-    windows = list(_windows(height, width, config))
+    windows = list(_windows(height, width, member.config))
     if len(windows) == 1:
-        return _logits(model, images_N3HW, config).softmax(dim=1)
+        return _logits(member, images_N3HW).softmax(dim=1)
     total: Tensor | None = None
     count_HW = images_N3HW.new_zeros(height, width)
     for rows, columns in windows:
-        probabilities = _logits(model, images_N3HW[:, :, rows, columns], config).softmax(dim=1)
+        probabilities = _logits(member, images_N3HW[:, :, rows, columns]).softmax(dim=1)
         if total is None:
             total = probabilities.new_zeros(len(images_N3HW), probabilities.shape[1], height, width)
         total[:, :, rows, columns] += probabilities
@@ -430,8 +433,8 @@ def _normalised(
     return images.sub_(mean_1311).div_(std_1311)
 
 
-def _logits(model: nn.Module, images_N3HW: Tensor, config: InferenceConfig) -> Tensor:
-    use_bfloat16 = config.precision == "bfloat16"
+def _logits(member: Member, images_N3HW: Tensor) -> Tensor:
+    use_bfloat16 = member.config.precision == "bfloat16"
     with torch.autocast(images_N3HW.device.type, dtype=torch.bfloat16, enabled=use_bfloat16):
-        logits_NCHW: Tensor = model(images_N3HW).logits_NCHW
-    return logits_NCHW.float()
+        logits_NCHW: Tensor = member.model(images_N3HW).logits_NCHW
+    return (logits_NCHW[:, list(member.classes)] if member.classes else logits_NCHW).float()

@@ -290,10 +290,12 @@ def deconvnet(*, epochs: int) -> Recipe:
     Rate 0.01 for all layers, batches of 64, weight decay 5e-4. The solvers divide the rate by 10 every 9,000 steps of
     stage one and every 10,000 of stage two, and stage two's takes crops of 224 px as they are. Statistics of batch
     normalisation are computed anew at the end, from 500 batches (501 in the code). Validation sees the crops of the
-    validation split whole, resized to 224 px.
+    validation split whole, resized to 224 px. Inference is from the best 50 of 2000 proposals, without CRF, which is
+    `DECONVNET_CRF`.
     """
     return Recipe(
         model=DeconvNetConfig(),
+        inference=InferenceConfig(mode="proposals", crop_px=224),
         augment=AugmentConfig(crop_height=224, crop_width=224, scale_min=1.0, scale_max=1.0),
         optim=_sgd(learning_rate=0.01, decoder_multiplier=1.0, weight_decay=5e-4),
         epochs=epochs,

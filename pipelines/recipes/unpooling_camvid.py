@@ -9,7 +9,12 @@ docs/log.md. DeconvNet has two stages, each on crops of its own; the second star
     python jobs/train.py camvid.small_deconvnet_stage2 --data CROPS2 --output RUNS --name stage2 \\
         --start-from RUNS/stage1/model
 
-CamVid's objects are the connected regions of a class, and a background comes as a twelfth class.
+CamVid's objects are the connected regions of a class, and a background comes as a twelfth class, which is left out on
+CamVid's own images. Proposals leave pixels out, and no class of CamVid is a background: the whole image is a proposal
+too.
+
+    python jobs/evaluate.py --model RUNS/stage2/model --ensemble FCN8S --data DATA --output SCORES \\
+        --recipe-inference --leave-out background --inference.crf.iterations 10
 """
 
 from dataclasses import replace
@@ -18,6 +23,7 @@ from pipelines.recipes import published
 from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.small_camvid import small
 from segcore.augment import AugmentConfig
+from segcore.inference import InferenceConfig
 from segcore.models import DeconvNetConfig, SegNetConfig
 
 
@@ -90,5 +96,12 @@ def small_deconvnet_stage2() -> Recipe:
 def _small_deconvnet() -> Recipe:
     recipe = small(DeconvNetConfig(backbone="vgg16_bn", width=0.25, fc_channels=512, input_px=64))
     assert isinstance(recipe.augment, AugmentConfig)
-    augment = replace(recipe.augment, crop_height=64, crop_width=64, scale_min=1.0, scale_max=1.0, long_side_px=72)
-    return replace(recipe, augment=augment, epochs=3, batch_size=32, batch_norm_batches=50, validate_every=3)
+    return replace(
+        recipe,
+        augment=replace(recipe.augment, crop_height=64, crop_width=64, scale_min=1.0, scale_max=1.0, long_side_px=72),
+        epochs=3,
+        batch_size=32,
+        batch_norm_batches=50,
+        validate_every=3,
+        inference=InferenceConfig(mode="proposals", crop_px=64, whole_image=True),
+    )

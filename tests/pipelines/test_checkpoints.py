@@ -19,6 +19,7 @@ from pipelines.checkpoints import (
     save_model,
 )
 from segcore.classifier import ClassifierConfig
+from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig
 from segcore.models import DeepLabV3PlusConfig, DFANetConfig, build_model
 from segcore.networks import build_network
@@ -142,7 +143,9 @@ def test_inference_is_what_was_given_or_what_the_recipe_says() -> None:
     assert (
         chosen_inference(make_card(), InferenceConfig(), as_in_recipe=True) == InferenceConfig()
     )  # older than the field
-    with pytest.raises(ValueError, match="--recipe-inference and --inference.* exclude each other"):
+    crf = InferenceConfig(crf=DenseCRFConfig(iterations=5))
+    assert chosen_inference(card, crf, as_in_recipe=True) == dataclasses.replace(from_recipe, crf=crf.crf)
+    with pytest.raises(ValueError, match=r"--recipe-inference and --inference.* exclude each other, but for --inf"):
         chosen_inference(card, given, as_in_recipe=True)
     one_stride = dataclasses.replace(card, model_config=DFANetConfig(), recipe={"inference": {"output_stride": 8}})
     for given in (InferenceConfig(output_stride=8), InferenceConfig()):

@@ -20,7 +20,7 @@ from pipelines.ensembles import (
 from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig
 from segcore.models import DFANetConfig, build_model
-from tests.pipelines.tiny_inputs import save_tiny_model, write_model
+from tests.pipelines.tiny_inputs import CLASS_NAMES, save_tiny_model, write_model
 
 PROPOSALS = InferenceConfig(mode="proposals", crop_px=64)
 
@@ -43,6 +43,23 @@ def test_every_member_is_shown_images_by_its_own_recipe_or_all_by_the_flags(mode
     assert [each.inference for each in members_of(*models, given=given)] == [given, given]
     with pytest.raises(ValueError, match="exclude each other"):
         members_of(*models, given=given, recipe=True)
+
+
+def test_classes_that_one_model_alone_has_can_be_left_out(models: tuple[str, str], tmp_path: Path) -> None:
+    more = write_model(tmp_path / "more", class_names=("background", *CLASS_NAMES))
+    with pytest.raises(ValueError, match="class 0 is 'sky' there and 'background' here"):
+        members_of(more, models[0])
+    resolved = [tracking.resolve_model(model) for model in (more, models[0])]
+    members, card = find_members(resolved, InferenceConfig(), recipe_inference=False, leave_out=["background"])
+    assert (card.class_names, card.palette) == (CLASS_NAMES, load_model(more).card.palette[1:])
+    assert [member.leave_out for member in members] == [("background",), ()]
+    assert [load_member(member).classes for member in members] == [(1, 2, 3, 4), ()]
+    assert all(member_from_dict(json.loads(json.dumps(member.to_dict()))) == member for member in members)
+    assert members[0].identity()["leave_out"] == ["background"] and "leave_out" not in members[1].identity()
+    with pytest.raises(ValueError, match="no model has the class 'grass' to leave out; .* the first has sky, road"):
+        find_members(resolved[1:], InferenceConfig(), recipe_inference=False, leave_out=["grass"])
+    with pytest.raises(ValueError, match="all classes are left out: sky, road, .*; leave at least one"):
+        find_members(resolved[1:], InferenceConfig(), recipe_inference=False, leave_out=CLASS_NAMES)
 
 
 def test_the_crf_is_the_first_models(models: tuple[str, str], tmp_path: Path) -> None:

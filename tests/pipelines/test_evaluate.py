@@ -25,7 +25,7 @@ from pipelines.manifests import read_manifest
 from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX
 from segcore.dense_crf import DenseCRFConfig, refine
-from segcore.inference import InferenceConfig, class_probabilities
+from segcore.inference import InferenceConfig, predict_ensemble
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
 
 PAIRS = random_pairs(7, seed=1, sizes=((48, 64), (48, 64), (40, 70)))
@@ -205,22 +205,23 @@ def test_an_ensemble_is_scored_by_mean_probabilities_each_model_as_its_recipe_sa
     folder: Path, evaluated: EvaluateResult
 ) -> None:
     proposals = InferenceConfig(mode="proposals", crop_px=64, whole_image=True)
-    first = write_model(folder / "deconv" / "model", inference=proposals)
     second = write_model(folder / "fcn", seed=3, inference=InferenceConfig(flip=True))
+    first_names = ("background", *CLASS_NAMES)
+    first = write_model(folder / "deconv" / "model", class_names=first_names, inference=proposals)
     both = config(folder, model=first, ensemble=(second,), output=str(folder / "both"), recipe_inference=True)
+    with pytest.raises(ValueError, match="different class tables"):
+        evaluate(both)
+    both = dataclasses.replace(both, leave_out=("background",))
     result = evaluate(both)
 
     models = [tracking.resolve_model(model) for model in (first, second)]
-    members, _ = find_members(models, InferenceConfig(), recipe_inference=True)
+    members, _ = find_members(models, InferenceConfig(), recipe_inference=True, leave_out=("background",))
     assert [each.inference for each in members] == [proposals, InferenceConfig(flip=True)]
     loaded = [load_member(each) for each in members]
     expected_CC = np.zeros((4, 4), dtype=np.int64)
     for pixels_HW3, labels_HW in PAIRS:
         image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None]
-        maps = [
-            class_probabilities(each.model, image, mean=each.mean, std=each.std, config=each.config) for each in loaded
-        ]
-        guess_HW = (maps[0] + maps[1])[0].argmax(dim=0).numpy()
+        guess_HW = predict_ensemble(loaded, image).predictions_NHW[0]
         valid = labels_HW != IGNORE_INDEX
         np.add.at(expected_CC, (labels_HW[valid], guess_HW[valid]), 1)
     assert np.abs(confusion_of(result.output) - expected_CC).sum() <= 4
@@ -229,7 +230,7 @@ def test_an_ensemble_is_scored_by_mean_probabilities_each_model_as_its_recipe_sa
     digests = [load_model(model).digest for model in (first, second)]
     manifest = read_manifest(result.output, kind="evaluation")
     assert manifest["identity"]["model_digest"] == ensemble_digest(members) not in digests
-    assert manifest["model_uri"] == f"{first} + {second}"
+    assert manifest["model_uri"] == f"{first} + {second}" and manifest["identity"]["leave_out"] == ["background"]
     assert [each["model_digest"] for each in manifest["ensemble"]] == digests[1:]
     run = next(run for run in tracking.find_runs(experiment="evaluations", job=None) if run.run_id == result.run_id)
     assert run.name == "model + fcn on val"

@@ -142,6 +142,9 @@ def test_stage_two_of_deconvnet_trains_the_network_of_stage_one(stage: str) -> N
     assert isinstance(one.model, DeconvNetConfig) and one.model == two.model
     assert one.augment.crop_height == one.augment.crop_width == one.model.input_px
     assert "--start-from" in (RECIPES[two.recipe_name].__doc__ or "")
+    assert one.inference == two.inference and one.inference.mode == "proposals"
+    assert one.inference.crop_px == one.model.input_px and one.inference.proposals.best == 50
+    assert one.inference.whole_image == stage.startswith("camvid"), "VOC alone has a background"
 
 
 @pytest.mark.parametrize("name", COSTED)

@@ -120,7 +120,7 @@ def save_tiny_model(
     card = ModelCard(
         model_config=network,
         class_names=class_names,
-        palette=PALETTE[: len(class_names)],
+        palette=(*PALETTE, (0, 0, 0))[: len(class_names)],
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         dataset_digest="d" * 64,

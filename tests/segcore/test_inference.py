@@ -287,6 +287,27 @@ def test_an_ensemble_predicts_from_the_mean_of_probabilities_each_found_in_its_o
     np.testing.assert_array_equal(twice.predictions_NHW, alone.predictions_NHW)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        InferenceConfig(),
+        InferenceConfig(mode="sliding", window_px=16, flip=True),
+        InferenceConfig(mode="proposals", crop_px=16, whole_image=True),
+    ],
+    ids=["whole", "sliding", "proposals"],
+)
+def test_classes_that_are_left_out_share_their_probability_among_the_others(config: InferenceConfig) -> None:
+    images, network = _images(2, 40, 50), PixelNetwork().eval()
+    member = Member(model=network, mean=MEAN, std=STD, config=config, classes=(1, 2, 4))
+    narrow = PixelNetwork(3).eval()
+    narrow.weight.data = network.weight.data[[1, 2, 4]]
+    expected = predict(narrow, images, mean=MEAN, std=STD, config=config)
+    found = predict_ensemble([member], images)
+    np.testing.assert_array_equal(found.predictions_NHW, expected.predictions_NHW)
+    np.testing.assert_allclose(found.mean_confidence_N, expected.mean_confidence_N, rtol=1e-5)
+    assert found.class_pixels_NC.shape == (2, 3)
+
+
 def test_an_ensemble_s_mean_is_refined_by_the_first_member_s_crf() -> None:
     images = _images()
     first = Member(model=PixelNetwork().eval(), mean=MEAN, std=STD, config=InferenceConfig(crf=CRF))
