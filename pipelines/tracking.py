@@ -54,9 +54,11 @@ SERVING_PACKAGES = (
     "fsspec",
     "numpy",
     "numba",
+    "llvmlite",
     "scipy",
     "threadpoolctl",
     "pillow",
+    "opencv-contrib-python-headless",
     "pandas",
 )
 """What `pipelines.serving` imports, directly or not, beside mlflow and its own requirements."""

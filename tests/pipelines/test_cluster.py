@@ -84,7 +84,12 @@ def started(program: str) -> Iterator[subprocess.Popen[str]]:
 
 @needs_proc
 @pytest.mark.parametrize(
-    "number, when", [(signal.SIGINT, "ready"), (signal.SIGTERM, "starting"), (signal.SIGTERM, "ready")]
+    "number, when",
+    [
+        (signal.SIGINT, "ready"),
+        (signal.SIGTERM, "starting"),
+        pytest.param(signal.SIGTERM, "ready", marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_job_exits_with_130(number: signal.Signals, when: str) -> None:
     """For SIGTERM `ray.init` brings a handler of its own, at its very start, which exits with 15."""

@@ -208,6 +208,7 @@ def test_the_same_command_again_segments_only_what_is_new_or_changed(
     _check_other_class_tables_are_refused(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_crf_makes_other_masks_of_the_same_images(config: SegmentConfig, ray_session: None) -> None:
     _write_images(config.images, 2)
     segment(config)
@@ -222,6 +223,7 @@ def test_a_crf_makes_other_masks_of_the_same_images(config: SegmentConfig, ray_s
     assert commits.read_run(config.tables, "000002").settings.inference["crf"]["iterations"] == 5
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_other_work_than_its_models_and_gives_the_mean_of_their_probabilities(
     config: SegmentConfig, model: str, tmp_path: Path, ray_session: None
 ) -> None:

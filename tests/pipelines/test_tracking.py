@@ -176,7 +176,8 @@ def test_a_packed_model_names_every_package_that_serving_it_imports() -> None:
                 imported.add(node.module.partition(".")[0])
     foreign = imported - sys.stdlib_module_names - {"pipelines", "segcore", "mlflow"}
     assert "numba" in foreign
-    assert {{"PIL": "pillow"}.get(name, name) for name in foreign} <= set(tracking.SERVING_PACKAGES)
+    distributions = {"PIL": "pillow", "cv2": "opencv-contrib-python-headless"}
+    assert {distributions.get(name, name) for name in foreign} <= set(tracking.SERVING_PACKAGES)
 
 
 def test_a_server_that_does_not_answer_is_an_error_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
