@@ -238,6 +238,7 @@ def log_row(recipe_name: str, model: str, *, name: str, **parameters: object) ->
         pass
 
 
+@pytest.mark.slow
 def test_runs_are_laid_beside_a_paper_s_table(tmp_path: Path) -> None:
     """A bilinear and a data-dependent network, and one whose label PCA is gone."""
     pairs = random_pairs(5, seed=2)

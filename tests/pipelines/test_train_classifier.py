@@ -56,6 +56,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "ray_cluster", None)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_logged_and_registered_like_any_network(
     base: TrainConfig, finished: TrainResult
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_classifier_is_trained_logged_and_registered_like_any_network(
     assert len(pictures) == train_module.NUM_PICTURES
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_cluster")
 def test_a_finished_classifier_comes_back_and_another_recipe_is_refused(
     base: TrainConfig, finished: TrainResult
@@ -88,6 +90,7 @@ def test_a_finished_classifier_comes_back_and_another_recipe_is_refused(
         train(dataclasses.replace(base, recipe=dataclasses.replace(base.recipe, model=model)))
 
 
+@pytest.mark.slow
 def test_a_segmentation_network_starts_from_the_classifier_s_backbone(finished: TrainResult, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     inputs = open_inputs(
@@ -111,6 +114,7 @@ def test_a_segmentation_network_starts_from_the_classifier_s_backbone(finished: 
     assert not torch.equal(started["backbone.body.conv_stem.weight"], scratch["backbone.body.conv_stem.weight"])
 
 
+@pytest.mark.slow
 def test_the_run_says_which_model_it_started_from(finished: TrainResult, base: TrainConfig, tmp_path: Path) -> None:
     """Too many workers, so that the run is recorded and ends before it trains."""
     config = dataclasses.replace(
@@ -156,6 +160,7 @@ def test_data_for_another_task_is_refused_at_the_start(base: TrainConfig, data: 
         fit_label_pca(FitLabelPCAConfig(data=labelled, output=str(tmp_path / "pca"), recipe="crops.mobilenet_v3_small"))
 
 
+@pytest.mark.slow
 def test_stages_for_segmentation_refuse_a_classifier(
     base: TrainConfig, finished: TrainResult, data: str, tmp_path: Path
 ) -> None:

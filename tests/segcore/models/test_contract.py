@@ -158,6 +158,9 @@ NOT_FOLDED: dict[type[ModelConfig], str] = {
 """Normalisation that no convolution alone feeds: of EncNet's encodings, of ENet's pooled image, of the maps that ESPNet
 joins, and of PSPNet's map and means together."""
 
+FEWER_CASES = [pytest.param(name, marks=pytest.mark.slow) if name.endswith(", dupsample") else name for name in CASES]
+"""The other last step does not change what some tests look at: slow tests see to it."""
+
 Build = Callable[[ModelConfig], nn.Module]
 
 
@@ -238,7 +241,7 @@ def test_the_loss_reaches_every_trainable_parameter(name: str, build: Build) -> 
     assert moved > 0.5 * len(trainable)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FEWER_CASES)
 def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) -> None:
     model = build(CASES[name]).eval()
     images, labels = batch()
@@ -260,7 +263,7 @@ def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) ->
     assert float(nothing.total) == 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FEWER_CASES)
 def test_saved_and_restored_networks_agree(name: str, build: Build) -> None:
     model = build(CASES[name]).train()
     images, _ = batch()
@@ -273,7 +276,7 @@ def test_saved_and_restored_networks_agree(name: str, build: Build) -> None:
         assert torch.equal(restored(images).logits_NCHW, model.eval()(images).logits_NCHW)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FEWER_CASES)
 def test_bfloat16_and_channels_last_are_safe(name: str, build: Build) -> None:
     model = build(CASES[name]).eval()
     images, labels = batch()
@@ -393,7 +396,7 @@ def test_label_pcas_are_asked_for_and_refused(make_label_pca: Callable[..., Labe
         build_model(CASES["deeplab_v3plus"], 255)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FEWER_CASES)
 def test_a_network_prepared_for_inference_scores_the_same_without_batch_norm(build: Build, case: str) -> None:
     model = build(CASES[case]).train()
     images, _ = batch()
