@@ -117,6 +117,7 @@ def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: E
     assert other.scores == evaluated.scores
 
 
+@pytest.mark.slow
 def test_a_crf_scores_what_it_makes_of_the_network_s_probabilities(folder: Path, evaluated: EvaluateResult) -> None:
     crf = DenseCRFConfig(iterations=5, theta_alpha=10.0, theta_beta=20.0, method="lattice")
     output = str(folder / "crf")

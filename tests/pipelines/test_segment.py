@@ -258,6 +258,7 @@ def test_an_ensemble_is_other_work_than_its_models_and_gives_the_mean_of_their_p
         assert (masks[row["work_id"]] == maps[0][0].argmax(0).numpy()).mean() < 0.99
 
 
+@pytest.mark.slow
 def test_images_that_could_not_be_fetched_are_tried_again_by_the_next_run(
     config: SegmentConfig, tmp_path: Path, ray_session: None
 ) -> None:
