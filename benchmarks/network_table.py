@@ -4,316 +4,114 @@ r"""Size, cost, published figures and latency of every network: rewrites docs/ne
 
 Parameters and multiply-adds are counted on the meta device at the input that the published figure belongs to; latency
 is one image of that size on this machine, as `evaluate` runs it (eager, batch normalisation folded, channels_last).
---no-latency leaves that column out: a minute in place of several.
+Networks for fast machines and FCN-8s stand in a second table at one size, 512 x 1024, measured in turns. --no-latency
+leaves all that out: a minute in place of several.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from network_rows import GROUPS, LATENCY_ROWS, Ensemble, Row
 from report import machine, table
+from torch import Tensor, nn
 
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.inference import prepare
-from segcore.models import (
-    BackboneUNetConfig,
-    BiSeNetConfig,
-    DeconvNetConfig,
-    DeepLabV1Config,
-    DeepLabV2Config,
-    DeepLabV3Config,
-    DeepLabV3PlusConfig,
-    DFANetConfig,
-    DilatedContextConfig,
-    DUpsampleConfig,
-    DUpsamplingConfig,
-    EncNetConfig,
-    ENetConfig,
-    ESPNetConfig,
-    FCNConfig,
-    ICNetConfig,
-    ModelConfig,
-    PSPNetConfig,
-    RefineNetConfig,
-    SegNetConfig,
-    UNetConfig,
-    blank_model,
-    meta_model,
-)
+from segcore.models import blank_model, meta_model
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "networks.md"
 ROUNDS = 3
+LATENCY_ROUNDS = 9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        name: network and backbone.
-        config: of ours.
-        num_classes: of the published network.
-        height, width: the published input.
-        parameters: published, in millions; 0 where nothing is.
-        multiply_adds: published, in units of 1e9; 0 where nothing is.
-        score: published mIoU, and where.
-    """
-
-    name: str
-    config: ModelConfig
-    num_classes: int
-    height: int
-    width: int
-    parameters: float = 0.0
-    multiply_adds: float = 0.0
-    score: str
-
-
-def square(
-    name: str, config: ModelConfig, num_classes: int, side: int, score: str, *, size: float = 0.0, cost: float = 0.0
-) -> Row:
-    """A row with a square input."""
-    return Row(
-        name=name,
-        config=config,
-        num_classes=num_classes,
-        height=side,
-        width=side,
-        parameters=size,
-        multiply_adds=cost,
-        score=score,
-    )
-
-
-def deeplab_rows() -> list[Row]:
-    """DeepLab V1 to V3+."""
-    xception = DeepLabV3PlusConfig(backbone="xception65")
-    dense = DeepLabV3PlusConfig(backbone="xception65", output_stride=8)
-    deep = "resnet101_deep"
-    return [
-        square("DeepLab V1, VGG-16", DeepLabV1Config(), 21, 321, "63.1 Cityscapes test (with CRF)", size=20.5),
-        square("DeepLab V2, VGG-16", DeepLabV2Config(backbone="vgg16"), 21, 321, "-"),
-        square("DeepLab V2, ResNet-101", DeepLabV2Config(), 21, 321, "70.4 Cityscapes test (with CRF)"),
-        square("DeepLab V3, ResNet-50", DeepLabV3Config(backbone="resnet50"), 21, 513, "-"),
-        square("DeepLab V3, ResNet-101", DeepLabV3Config(), 21, 513, "85.7 VOC test (COCO, multi-scale)"),
-        square("DeepLab V3+, ResNet-50", DeepLabV3PlusConfig(), 21, 513, "73.26 VOC val (DUpsampling paper)"),
-        square(
-            "DeepLab V3+, ResNet-101 deep stem, plain",
-            DeepLabV3PlusConfig(backbone=deep, separable=False),
-            21,
-            513,
-            "78.85 VOC val",
-            cost=101.28,
-        ),
-        square("DeepLab V3+, Xception-65", xception, 21, 513, "82.20 VOC val (COCO)", cost=54.17),
-        square("DeepLab V3+, Xception-65, stride 8", dense, 21, 513, "83.58 VOC val (COCO, multi-scale, flip)"),
-        Row(
-            name="DeepLab V3+, Xception-65",
-            config=xception,
-            num_classes=19,
-            height=1025,
-            width=2049,
-            multiply_adds=418.64,
-            score="78.79 Cityscapes val",
-        ),
-    ]
-
-
-def other_rows() -> list[Row]:
-    """The other families."""
-    dfanet_b = DFANetConfig(backbone="dfanet_xception_b")
-    lateral = EncNetConfig(backbone="resnet101_deep", lateral=True)
-    wide = DUpsampleConfig(num_components=128)
-    sizes = "prints 7.8 M and 4.8 M, which are megabytes of a checkpoint"
-    return [
-        square("FCN-32s, VGG-16", FCNConfig(variant="32s"), 21, 500, "63.6 VOC 2011 val (736 images)", size=136.152917),
-        square("FCN-16s, VGG-16", FCNConfig(variant="16s"), 21, 500, "65.0 VOC 2011 val (736 images)", size=134.815994),
-        square("FCN-8s, VGG-16", FCNConfig(), 21, 500, "65.5 VOC 2011 val (736 images), 67.2 test", size=134.489759),
-        Row(
-            name="FCN-8s, VGG-16",
-            config=FCNConfig(),
-            num_classes=19,
-            height=512,
-            width=1024,
-            multiply_adds=136.2,
-            score="63.1 Cityscapes test (as the DFANet paper cites it)",
-        ),
-        square("Dilated front end, VGG-16", DilatedContextConfig(context="none"), 21, 500, "-"),
-        square("Dilated front end and context", DilatedContextConfig(), 21, 500, "73.5 VOC test"),
-        square("Dilation 10", DilatedContextConfig(context_layers=10), 19, 500, "68.7 Cityscapes val, 67.1 test"),
-        square("PSPNet, ResNet-50", PSPNetConfig(), 150, 473, "41.68 ADE20K val"),
-        square(
-            "PSPNet, ResNet-101",
-            PSPNetConfig(backbone="resnet101_deep"),
-            19,
-            713,
-            "79.70 Cityscapes val, 78.4 test",
-            cost=412.2,
-        ),
-        square("EncNet, ResNet-50", EncNetConfig(), 150, 480, "41.11 ADE20K val"),
-        square("EncNet, ResNet-101, lateral", lateral, 59, 480, "51.7 PASCAL Context val"),
-        square("DFANet A", DFANetConfig(), 19, 1024, f"71.3 Cityscapes test ({sizes})", cost=3.4),
-        Row(
-            name="DFANet A'",
-            config=DFANetConfig(),
-            num_classes=19,
-            height=512,
-            width=1024,
-            multiply_adds=1.7,
-            score="70.3 Cityscapes test",
-        ),
-        square("DFANet B", dfanet_b, 19, 1024, "67.1 Cityscapes test", cost=2.1),
-        square(
-            "DUpsampling, ResNet-50",
-            DUpsamplingConfig(backbone="resnet50_deep", output_stride=16),
-            21,
-            513,
-            "74.20 VOC val",
-        ),
-        square(
-            "DUpsampling, Xception-65",
-            DUpsamplingConfig(backbone="xception65", output_stride=16, features=(16,), dupsample=wide),
-            21,
-            513,
-            "79.67 VOC val",
-        ),
-    ]
-
-
-def light_rows() -> list[Row]:
-    """Networks for fast machines of little memory, at the sizes of their papers and at 512 x 1024."""
-    return [
-        Row(
-            name="ENet",
-            config=ENetConfig(),
-            num_classes=19,
-            height=360,
-            width=640,
-            parameters=0.37,
-            multiply_adds=1.9,
-            score="58.3 Cityscapes test (prints 3.8 GFLOPs, two per multiply-add)",
-        ),
-        Row(
-            name="ENet, layout davidtvs",
-            config=ENetConfig(layout="davidtvs"),
-            num_classes=19,
-            height=512,
-            width=1024,
-            score="42.35 Cityscapes val (davidtvs/PyTorch-ENet)",
-        ),
-        half("ENet's encoder", ENetConfig(stage="encoder"), "-"),
-        half("ENet", ENetConfig(), "58.3 Cityscapes test, 51.3 CamVid test"),
-        half("ESPNet-C", ESPNetConfig(stage="encoder"), "-"),
-        half("ESPNet", ESPNetConfig(), "60.3 Cityscapes test", size=0.36),
-    ]
-
-
-def half(name: str, config: ModelConfig, score: str, *, size: float = 0.0) -> Row:
-    """A row with Cityscapes' images at half of their size."""
-    return Row(name=name, config=config, num_classes=19, height=512, width=1024, parameters=size, score=score)
-
-
-def unpooling_rows() -> list[Row]:
-    """Networks whose decoders unpool."""
-    basic = SegNetConfig(backbone="segnet_basic")
-    return [
-        square("DeconvNet, a crop", DeconvNetConfig(), 21, 224, "69.6 VOC test (72.5 with FCN-8s and CRF)", size=252),
-        Row(
-            name="SegNet",
-            config=SegNetConfig(),
-            num_classes=19,
-            height=360,
-            width=640,
-            parameters=29.5,
-            multiply_adds=143.0,
-            score="56.1 Cityscapes test (286 GFLOPs, two per multiply-add)",
-        ),
-        Row(name="SegNet", config=SegNetConfig(), num_classes=11, height=360, width=480, score="60.1 CamVid test"),
-        Row(name="SegNet-Basic", config=basic, num_classes=11, height=360, width=480, parameters=1.425, score="-"),
-    ]
-
-
-def path_rows() -> list[Row]:
-    """Networks that go up again over all of their encoder's levels."""
-    padded = UNetConfig(padded=True, batch_norm=True)
-    pools = RefineNetConfig(num_pools=4)
-    return [
-        square("U-Net, tile of 572 x 572", UNetConfig(), 2, 388, "-"),
-        Row(
-            name="U-Net, padded, batch normalisation",
-            config=padded,
-            num_classes=19,
-            height=512,
-            width=1024,
-            score="65.00 Cityscapes val (PaddleSeg's variant)",
-        ),
-        square("U-Net's way up over ResNet-50", BackboneUNetConfig(), 21, 512, "-"),
-        square("RefineNet, ResNet-101", RefineNetConfig(), 19, 512, "73.6 Cityscapes test"),
-        square("RefineNet, ResNet-101, four pools", pools, 21, 512, "83.4 VOC test (COCO, multi-scale)"),
-    ]
-
-
-def real_time_rows() -> list[Row]:
-    """ICNet and BiSeNet; the sizes that other papers print as millions are megabytes."""
-    light = BiSeNetConfig(backbone="xception39", auxiliary_channels=128)
-    sizes = (
-        ("BiSeNet, Xception39", light, 14.8, "69.0 Cityscapes val, 68.4 test (prints 5.8 M, which are megabytes)"),
-        ("BiSeNet, ResNet-18", BiSeNetConfig(), 55.3, "74.8 Cityscapes val, 74.7 test (prints 49 M)"),
-    )
-    icnet = "67.7 Cityscapes val, 69.5 test (26.5 M, which are megabytes)"
-    return [
-        Row(
-            name="ICNet",
-            config=ICNetConfig(),
-            num_classes=19,
-            height=1024,
-            width=2048,
-            parameters=6.7,
-            multiply_adds=28.3,
-            score=icnet,
-        ),
-        *(
-            Row(name=name, config=config, num_classes=19, height=768, width=1536, multiply_adds=cost, score=score)
-            for name, config, cost, score in sizes
-        ),
-    ]
-
-
-def latency(row: Row) -> float:
-    """Median seconds of one image."""
-    model = blank_model(row.config, row.num_classes)
-    prepare(model, "cpu")
-    images = torch.randn(1, 3, row.height, row.width).to(memory_format=torch.channels_last)
-    seconds = []
-    with torch.inference_mode():
-        for turn in range(ROUNDS + 1):
-            started = time.perf_counter()
-            model(images)
-            if turn:
-                seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def line(row: Row, *, with_latency: bool) -> tuple[str, ...]:
-    """Cells of a row."""
-    model = meta_model(row.config, row.num_classes)
-    parameters = count_parameters(model).total
-    multiply_adds = count_multiply_adds(model, row.height, row.width) / 1e9
+def cells_of(row: Row | Ensemble, *, with_latency: bool) -> tuple[str, ...]:
+    """Cells of a line of the table."""
+    parts = row.parts if isinstance(row, Ensemble) else ((row, 1),)
+    counts = [count(part) for part, _ in parts]
+    parameters = sum(total for total, _ in counts)
+    multiply_adds = sum(times * cost for (_, times), (_, cost) in zip(parts, counts, strict=True)) / 1e9
     cells = (
         row.name,
-        str(row.num_classes),
-        f"{row.height} x {row.width}",
+        str(parts[0][0].num_classes),
+        ", ".join(f"{times} of {size(part)}" if times > 1 else size(part) for part, times in parts),
         f"{parameters:,}",
         published(row.parameters, parameters / 1e6, "M"),
         f"{multiply_adds:.2f}",
         published(row.multiply_adds, multiply_adds, "G"),
         row.score,
     )
-    return (*cells, f"{latency(row):.2f}") if with_latency else cells
+    if not with_latency:
+        return cells
+    return (*cells, f"{sum(times * medians((part,))[0] for part, times in parts):.2f}")
+
+
+def count(row: Row) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image."""
+    model = meta_model(row.config, row.num_classes)
+    return count_parameters(model).total, count_multiply_adds(model, row.height, row.width)
+
+
+def size(row: Row) -> str:
+    """Height and width."""
+    return f"{row.height} x {row.width}"
+
+
+def medians(rows: Sequence[Row], rounds: int = ROUNDS) -> list[float]:
+    """Median seconds of one image of each, in turns; the first turn warms up."""
+    sides = [(fast_model(row), torch.randn(1, 3, row.height, row.width)) for row in rows]
+    seconds: list[list[float]] = [[] for _ in rows]
+    for turn in range(rounds + 1):
+        for (model, images), times in zip(sides, seconds, strict=True):
+            took = seconds_of(model, images.to(memory_format=torch.channels_last))
+            if turn:
+                times.append(took)
+    return [statistics.median(times) for times in seconds]
+
+
+def fast_model(row: Row) -> nn.Module:
+    """The network as `evaluate` runs it."""
+    model = blank_model(row.config, row.num_classes)
+    prepare(model, "cpu")
+    return model
+
+
+@torch.inference_mode()
+def seconds_of(model: nn.Module, images: Tensor) -> float:
+    """Of one call."""
+    started = time.perf_counter()
+    model(images)
+    return time.perf_counter() - started
+
+
+def latency_table() -> str:
+    """Every network of `LATENCY_ROWS` at one size, on one thread and on two, and its factor over the last of them."""
+    one_and_two = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        one_and_two.append(medians(LATENCY_ROWS, LATENCY_ROUNDS))
+    slowest = [seconds[-1] for seconds in one_and_two]
+    lines = [
+        (
+            row.name,
+            f"{count(row)[1] / 1e9:.2f}",
+            *(f"{1000 * seconds:.0f} ({last / seconds:.1f})" for seconds, last in zip(pair, slowest, strict=True)),
+        )
+        for row, *pair in zip(LATENCY_ROWS, *one_and_two, strict=True)
+    ]
+    last = LATENCY_ROWS[-1].name
+    header = ("network", "multiply-adds, G", "1 thread, ms (x)", "2 threads, ms (x)")
+    return f"""## Latency at {size(LATENCY_ROWS[0])}, {LATENCY_ROWS[0].num_classes} classes
+
+One image, eager, median of {LATENCY_ROUNDS} turns in which every network ran once; in brackets how many times as fast
+as {last}.
+
+{table(header, lines)}
+"""
 
 
 def published(theirs: float, ours: float, unit: str) -> str:
@@ -329,8 +127,7 @@ def main() -> int:
     header = (
         "network", "classes", "input", "parameters", "published", "multiply-adds, G", "published", "published mIoU, %"
     )  # fmt: skip
-    groups = (deeplab_rows(), other_rows(), path_rows(), light_rows(), real_time_rows(), unpooling_rows())
-    rows = [line(row, with_latency=with_latency) for group in groups for row in group]
+    rows = [cells_of(row, with_latency=with_latency) for group in GROUPS for row in group]
     text = f"""# Networks
 
 Written by `python benchmarks/network_table.py`. Multiply-adds count convolutions and matrix products of one image, one
@@ -351,7 +148,10 @@ Notes on differences:
   before the last enlargement by 2 here. BiSeNet's layers are those of the authors' code; without auxiliary classifiers
   they have 5.88 and 49.2 MiB, which the paper prints as 5.8 and 49.0 M parameters.
 - DeepLab V3+ on ResNet-101: how the paper counted is not known; on Xception-65 its figures agree with ours.
+- EDeconvNet is the mean of DeconvNet's class probabilities, here from the 50 proposals of its procedure, and FCN-8s's;
+  proposals and CRF come on top.
 
+{latency_table() if with_latency else ""}
 {machine()}
 """
     DOCUMENT.write_text(text)

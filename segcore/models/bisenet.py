@@ -13,7 +13,7 @@ enlargement. For 19 classes, with Xception39 and with ResNet-18:
 - 1,542,475 and 12,894,675 parameters without the auxiliary classifiers, 5.88 and 49.2 MiB in float32. The paper's 5.8 M
   and 49.0 M "parameters" are such megabytes, which says that its networks have these layers.
 - 15.62 and 58.34 G multiply-adds at 768 x 1536 (published: 14.8 and 55.3), 3.07 and 11.58 at 360 x 640 (2.9 and 10.8,
-  from memory): 6 to 7 % more, of which we do not know the reason.
+  from memory): 5 to 7 % more, of which we do not know the reason.
 
 Differences from the authors' code:
 - Enlargement by exactly 2 with `align_corners=False` and a cut, so any input size works; theirs resizes with
