@@ -104,5 +104,9 @@ def downsample(x_NKhw: Tensor, factor: int, *, height: int, width: int) -> Tenso
     Takes the rows of a map of stride s to those of stride `factor` * s, see `upsample`.
     """
     bottom, right = factor * height - x_NKhw.shape[-2], factor * width - x_NKhw.shape[-1]
-    padded = F.pad(x_NKhw, (0, right, 0, bottom), mode="replicate") if bottom or right else x_NKhw
-    return resize(padded, height=height, width=width)
+    # not F.pad's mode "replicate", whose backward in channels_last has another layout than torch.compile is told (2.14)
+    if bottom > 0:
+        x_NKhw = torch.cat([x_NKhw, x_NKhw[..., -1:, :].expand(-1, -1, bottom, -1)], dim=-2)
+    if right > 0:
+        x_NKhw = torch.cat([x_NKhw, x_NKhw[..., -1:].expand(-1, -1, -1, right)], dim=-1)
+    return resize(x_NKhw, height=height, width=width)
