@@ -12,6 +12,9 @@ INSTALLED := .venv/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
+# Two processes: what waits for Ray in one of them, everything else in the other (tests/conftest.py).
+SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two targets at once would each start a Ray
 .PHONY: help demo test test-all lint format benchmarks clean distclean FORCE
@@ -23,10 +26,10 @@ demo: $(INSTALLED)  ## the whole main job on generated pictures; results in demo
 	$(RUN) jobs/demo.py --output demo
 
 test: lint  ## linters, types and all tests but the slow ones (at most 12 minutes on two cores)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint  ## the same with the slow tests
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest $(SIDE_BY_SIDE) -m "slow or not slow"
 
 lint: $(INSTALLED)  ## linters and types only
 	$(RUN) -m ruff check .

@@ -23,7 +23,7 @@ Each section is written by the script that it names. Ratios are taken in one run
 the safer reading: absolute figures move with the machine and its load.
 """
 
-PACKAGES = ("numpy", "numba", "torch", "ray", "pyarrow", "scikit-learn", "pydensecrf2", "pillow")
+PACKAGES = ("numpy", "numba", "torch", "ray", "pyarrow", "scikit-learn", "pydensecrf2", "pycocotools", "pillow")
 
 
 def write_section(name: str, markdown: str, *, document: Path = DOCUMENT) -> None:

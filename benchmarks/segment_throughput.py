@@ -35,7 +35,8 @@ from pipelines.cluster import worker_environment
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import jpeg
 from pipelines.images import decode_image
-from pipelines.segment import SegmentConfig, SegmentResult, segment
+from pipelines.segment import SegmentResult, segment
+from pipelines.segment_config import SegmentConfig
 from segcore.backbones import BACKBONES
 from segcore.inference import prepare
 from segcore.models import DeepLabV3PlusConfig, build_model

@@ -7,5 +7,8 @@
 5. `segment`        model, image bucket    -> mask, prediction and failure tables, snapshot
 6. `compare`        MLflow runs            -> one table, one page
 
+Beside them, on the tables of `segment`: `maintain` drops old masks and merges small files; `export` gives masks to
+other tools.
+
 Stages meet only on storage: each reads artifact folders and writes one, whose `manifest.json` comes last.
 """

@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn, Protocol, TypeVar
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+from pipelines.exit_codes import BAD_INPUT, DONE, INTERRUPTED, JobStoppedError
 
 T = TypeVar("T")
 
@@ -23,8 +22,8 @@ class Result(Protocol):
 def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     """Parse the command line, run the stage, print its closing line and exit.
 
-    Exit codes: 0 done; 1 a bug or a lost cluster (with traceback); 2 bad input or configuration (one message, no
-    traceback); 130 interrupted. SIGTERM is treated as Ctrl-C, so that `ray job stop` and schedulers end a job cleanly.
+    Exit codes: `pipelines.exit_codes`; only a bug or a lost cluster comes with a traceback. SIGTERM is treated as
+    Ctrl-C, so that `ray job stop` and schedulers end a job cleanly.
     """
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S")
@@ -36,10 +35,13 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
         result = stage(parse())  # configs check themselves while they are parsed
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(INTERRUPTED)
+    except JobStoppedError as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         logging.getLogger(__name__).debug("traceback of the error above", exc_info=True)
-        sys.exit(EXIT_BAD_INPUT)
+        sys.exit(BAD_INPUT)
     print(result.closing_line)
-    sys.exit(0)
+    sys.exit(DONE)

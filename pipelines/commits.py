@@ -4,15 +4,17 @@
             Runs are numbered, and a run is planned only when all runs before it are published: two jobs that plan at
             once compete for one number, so no image is planned twice.
 2. Stage    an attempt at a shard writes its files below `_staging/<run>/<shard>/<attempt>/`, never to a final name.
-3. Commit   `runs/<run>/commits/<shard>.json` is created exclusively and names the winning attempt and its files.
-            Any other attempt finds it there, discards its own files and ends.
-4. Promote  the winner's files are moved to `<table>/run_date=<day>/part-<run>-<shard>.parquet`. Idempotent: whoever
-            finds a promotion missing finishes it. What lies below the tables' folders is always committed.
-5. Publish  `snapshots/<n>.json`, created exclusively, lists every live file of every published run.
+3. Commit   `runs/<run>/commits/<shard>.json` is created exclusively and names the winning attempt and its files; any
+            other attempt discards its own files and ends.
+4. Promote  the winner's files are moved to `<table>/run_date=<day>/part-<run>-<shard>.parquet`, by whoever finds them
+            missing there. What lies below the tables' folders is always committed.
+5. Publish  `snapshots/<n>.json`, created exclusively, lists every live file of every published run. `maintain`
+            publishes snapshots too, with merged files in place of small ones. A run's `metrics` are staged, committed
+            (`runs/<run>/commits/run.json`) and promoted before it.
 6. Resume   read the plan, finish promotions, do the shards that have no commit, publish.
 
-Exactly once holds for rows, not for computing: a shard whose worker dies is computed again. It rests on exclusive
-creation; a store that ignores it (`exclusive_create_works`) keeps the promise for one job at a time.
+Exactly once holds for rows, not for computing: a dead worker's shard is computed again. It rests on exclusive creation;
+a store that ignores it (`exclusive_create_works`) keeps the promise for one job at a time.
 """
 
 import contextlib
@@ -24,9 +26,9 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import storage
-from pipelines.tables import SCHEMA_VERSION, TABLES, Footer, parquet_bytes
+from pipelines.fault_points import fault_point
+from pipelines.tables import IMAGE_TABLES, SCHEMA_VERSION, SCHEMAS, TABLES, Footer, parquet_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +50,15 @@ PLAN = pa.schema(
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("last_modified", pa.timestamp("us")),
-        pa.field("reason", pa.string(), nullable=False),  # why it is to be done: new
+        pa.field("reason", pa.string(), nullable=False),  # `segment_plan.REASONS`; in shards of marks `deletions.MARKS`
         pa.field("shard", pa.int32(), nullable=False),  # ascending from 0
     ]
 )
 SETTINGS_KEY = b"segpipe.run"
 ABANDONED = "abandoned"
-STAGING_DAYS = 3.0
-"""Staged files that no commit names are swept after this time: no attempt lives that long."""
+WHOLE_RUN = -1
+"""In place of a shard's number: files of the run as a whole."""
+STAGING_DAYS = 3.0  # staged files that no commit names are swept after this time: no attempt lives that long
 STORE_THREADS = 16
 
 
@@ -66,7 +70,7 @@ class RunSettings:
         run_id: the run's number, "000001".
         run_date: UTC day of the plan, "2026-11-20"; the tables' partition.
         created_at: UTC, ISO 8601.
-        images: the folder or bucket that was listed.
+        images: the folder or bucket that was listed, or the manifest that stood for a listing.
         model_uri: as resolved, `models:/name/3` or the folder; of an ensemble all of them, joined by " + ".
         model_version: of the registered model, or "".
         model_folder: that every worker can read.
@@ -77,6 +81,8 @@ class RunSettings:
         code_commit: that planned it.
         ensemble: fields of every `MemberModel`, where the class probabilities of several models are averaged or classes
             are left out; `model_version`, `model_folder` and `inference` above are the first one's. Empty otherwise.
+        tiling: fields of the `TilingConfig`; none in plans of older versions.
+        challenger: fields of the `Challenger` that is compared with it; empty without one.
     """
 
     run_id: str
@@ -93,6 +99,8 @@ class RunSettings:
     config_digest: str
     code_commit: str
     ensemble: tuple[dict[str, Any], ...] = ()
+    tiling: dict[str, Any] = field(default_factory=dict)
+    challenger: dict[str, Any] = field(default_factory=dict)
 
     @property
     def footer(self) -> Footer:
@@ -155,6 +163,7 @@ class Snapshot:
         run_ids: every published run.
         files: every live file, as dicts with table, path, num_rows, num_bytes, sha256 and run_id.
         class_names, palette: the tables' class table; empty in number 0.
+        created_at: when it was published, UTC, ISO 8601; set by `create_snapshot`.
     """
 
     number: int
@@ -162,6 +171,7 @@ class Snapshot:
     files: tuple[dict[str, Any], ...]
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    created_at: str = ""
 
 
 def run_ids(tables: str) -> list[str]:
@@ -181,7 +191,10 @@ def create_run(tables: str, run: Run) -> bool:
     sink = io.BytesIO()
     settings = json.dumps(dataclasses.asdict(run.settings), sort_keys=True)
     pq.write_table(run.plan.replace_schema_metadata({SETTINGS_KEY: settings}), sink, compression="zstd")
-    return storage.create_exclusive(_plan_uri(tables, run.settings.run_id), sink.getvalue())
+    fault_point("commits.plan")
+    is_ours = storage.create_exclusive(_plan_uri(tables, run.settings.run_id), sink.getvalue())
+    fault_point("commits.planned")
+    return is_ours
 
 
 def read_run(tables: str, run_id: str) -> Run:
@@ -191,14 +204,28 @@ def read_run(tables: str, run_id: str) -> Run:
         FileNotFoundError: there is no such run.
     """
     plan = pq.read_table(io.BytesIO(storage.read_bytes(_plan_uri(tables, run_id))))
-    values = json.loads(plan.schema.metadata[SETTINGS_KEY])
+    return Run(settings=_settings(plan.schema), plan=plan.replace_schema_metadata(None).cast(PLAN))
+
+
+def read_settings(tables: str, run_id: str) -> RunSettings:
+    """The settings of a run alone, from the end of its plan's file.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+    """
+    fs, path = storage.filesystem(_plan_uri(tables, run_id))
+    with fs.open(path, "rb") as file:
+        return _settings(pq.read_schema(file))
+
+
+def _settings(schema: pa.Schema) -> RunSettings:
+    values = json.loads(schema.metadata[SETTINGS_KEY])
     tuples = {
         "class_names": tuple(values["class_names"]),
         "palette": tuple(tuple(colour) for colour in values["palette"]),
         "ensemble": tuple(values.get("ensemble", ())),  # plans of older versions have none
     }
-    settings = RunSettings(**values | tuples)
-    return Run(settings=settings, plan=plan.replace_schema_metadata(None).cast(PLAN))
+    return RunSettings(**values | tuples)
 
 
 def stage(
@@ -210,19 +237,22 @@ def stage(
         tables: URI of the tables' folder.
         settings: of the run.
         shard: number of the shard.
-        planned: work ids of the shard, each of which must have one prediction with its mask, or one failure.
-        rows: table of each of `TABLES`.
+        planned: work ids of the shard, each of which must have one prediction with its mask, one failure or one mark
+            of its deletion.
+        rows: tables by their names, `TABLES`; those without rows may be left out.
     """
+    rows = {name: rows.get(name, SCHEMAS[name].empty_table()) for name in TABLES}
     _check_complete(planned, rows)
     attempt = secrets.token_hex(6)
     folder = f"_staging/{settings.run_id}/{shard:05d}/{attempt}"
     files: list[PartFile] = []
     for name in TABLES:
-        if not rows[name].num_rows and shard:  # the first shard writes empty ones too: every table can be read
+        if not rows[name].num_rows and (shard or name not in IMAGE_TABLES):  # the first shard writes empty ones too
             continue
         data = parquet_bytes(name, rows[name], settings.footer)
         staged = f"{folder}/{name}.parquet"
         storage.write_atomic(storage.join(tables, staged), data)
+        fault_point("commits.stage")
         files.append(
             PartFile(
                 table=name,
@@ -238,6 +268,7 @@ def stage(
 
 def commit(tables: str, attempt: ShardCommit) -> ShardCommit:
     """Make a staged attempt the shard's result, or discard it where there is one; returns the result that stands."""
+    fault_point("commits.staged")
     if storage.create_exclusive(_commit_uri(tables, attempt.run_id, attempt.shard), _commit_bytes(attempt)):
         return attempt
     winner = read_commit(tables, attempt.run_id, attempt.shard)
@@ -251,12 +282,15 @@ def commit(tables: str, attempt: ShardCommit) -> ShardCommit:
 
 def promote(tables: str, committed: ShardCommit) -> None:
     """Move a committed shard's files to their places; again and by several processes at once, if it must be."""
+    fault_point("commits.committed")
     for file in committed.files:
         source, target = storage.join(tables, file.staged), storage.join(tables, file.path)
         try:
             storage.move(source, target)
         except FileNotFoundError:  # another process moved it between our look and our move
             storage.move(source, target)
+        fault_point("commits.promote")
+    fault_point("commits.promoted")
 
 
 def read_commit(tables: str, run_id: str, shard: int) -> ShardCommit | None:
@@ -294,18 +328,36 @@ def abandon(tables: str, run: Run) -> int:
     return num_open
 
 
-def publish(tables: str, run: Run) -> Snapshot:
+def publish(
+    tables: str, run: Run, *, stage_of_run: Callable[[list[ShardCommit]], ShardCommit] | None = None
+) -> Snapshot:
     """Finish the promotions of a run whose shards are all committed, and publish it; idempotent.
+
+    Args:
+        tables: URI of the tables' folder.
+        run: the run.
+        stage_of_run: given the shards' results, which are in their places, stages the files of the run as a whole
+            (`WHOLE_RUN`); called where they have no commit yet. None: there are none.
 
     Raises:
         RuntimeError: a shard has no commit.
     """
     run_id = run.settings.run_id
+    fault_point("commits.publish")
+    newest = newest_snapshot(tables)
+    if run_id in newest.run_ids:  # nothing to look after: `maintain` may have merged and removed its files since
+        return newest
     commits = read_commits(tables, run_id)
     missing = set(range(run.num_shards)) - commits.keys()
     if missing:
         raise RuntimeError(f"{len(missing)} shards of run {run_id} have no commit, {min(missing)} first; run it again")
     _promote_missing(tables, run.settings, commits)
+    of_run = read_commit(tables, run_id, WHOLE_RUN)
+    if of_run is None and stage_of_run is not None:
+        of_run = commit(tables, stage_of_run(list(commits.values())))
+    if of_run is not None:
+        promote(tables, of_run)
+        commits[WHOLE_RUN] = of_run
     while True:
         newest = newest_snapshot(tables)
         if run_id in newest.run_ids:
@@ -322,24 +374,58 @@ def publish(tables: str, run: Run) -> Snapshot:
             class_names=run.settings.class_names,
             palette=run.settings.palette,
         )
-        if storage.create_exclusive(_snapshot_uri(tables, snapshot.number), _snapshot_bytes(snapshot)):
-            return snapshot
+        fault_point("commits.snapshot")
+        if create_snapshot(tables, snapshot):
+            fault_point("commits.published")
+        # and look again: ours, or another writer's, which had the number first
+
+
+def create_snapshot(tables: str, snapshot: Snapshot) -> bool:
+    """Publish a snapshot; False where another writer has taken its number. Look afterwards whether it is the newest."""
+    values = dataclasses.replace(snapshot, created_at=datetime.now(UTC).isoformat())
+    return storage.create_exclusive(snapshot_uri(tables, snapshot.number), _snapshot_bytes(values))
 
 
 def newest_snapshot(tables: str) -> Snapshot:
     """The newest published snapshot; number 0, with nothing in it, before the first."""
-    names = [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(tables, "snapshots"))]
-    numbers = [int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name)]
+    numbers = snapshot_numbers(tables)
     if not numbers:
         return Snapshot(number=0, run_ids=(), files=(), class_names=(), palette=())
-    values = storage.read_json(_snapshot_uri(tables, max(numbers)))
+    return read_snapshot(tables, numbers[-1])
+
+
+def snapshot_numbers(tables: str) -> list[int]:
+    """Of every snapshot that has not been removed as expired, ascending. The newest is never removed."""
+    names = [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(tables, "snapshots"))]
+    return sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
+
+
+def read_snapshot(tables: str, number: int) -> Snapshot:
+    """One snapshot.
+
+    Raises:
+        FileNotFoundError: there is none of this number, or no longer.
+        ValueError: a newer version of this package wrote it.
+    """
+    values = storage.read_json(snapshot_uri(tables, number))
+    if values["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(
+            f"{snapshot_uri(tables, number)} has schema version {values['schema_version']}; this package reads "
+            f"up to {SCHEMA_VERSION}; install the version of segpipe that wrote these tables, or a later one"
+        )
     return Snapshot(
         number=values["number"],
         run_ids=tuple(values["run_ids"]),
         files=tuple(values["files"]),
         class_names=tuple(values["class_names"]),
         palette=tuple((red, green, blue) for red, green, blue in values["palette"]),
+        created_at=values["created_at"],
     )
+
+
+def snapshot_uri(tables: str, number: int) -> str:
+    """Where a snapshot lies."""
+    return storage.join(tables, "snapshots", f"{number:08d}.json")
 
 
 def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
@@ -350,7 +436,9 @@ def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
     limit = time.time() - older_than_days * 86400
     removed = 0
     for run_id in storage.list_folders(storage.join(tables, "_staging")):
-        named = {file.staged for each in read_commits(tables, run_id).values() for file in each.files}
+        of_run = read_commit(tables, run_id, WHOLE_RUN)
+        committed = [*read_commits(tables, run_id).values(), *([of_run] if of_run else [])]
+        named = {file.staged for each in committed for file in each.files}
         for path in fs.find(f"{root}/{run_id}"):
             relative = "_staging/" + path.removeprefix(root).lstrip("/")
             with contextlib.suppress(FileNotFoundError):  # another job promoted or discarded it this moment
@@ -378,7 +466,9 @@ def exclusive_create_works(tables: str) -> bool:
 def _check_complete(planned: list[str], rows: Mapping[str, pa.Table]) -> None:
     work_ids = {name: Counter(rows[name]["work_id"].to_pylist()) for name in TABLES}
     assert work_ids["predictions"] == work_ids["masks"], "predictions and masks differ"
-    assert work_ids["predictions"] + work_ids["failures"] == Counter(planned), "not every planned image exactly once"
+    found = work_ids["predictions"] + work_ids["failures"] + work_ids["deletions"]
+    assert found == Counter(planned), "not every planned image exactly once"
+    assert work_ids["comparisons"] <= work_ids["predictions"], "a comparison without its prediction"
 
 
 def _promote_missing(tables: str, settings: RunSettings, commits: dict[int, ShardCommit]) -> None:
@@ -399,12 +489,7 @@ def _commit_bytes(attempt: ShardCommit) -> bytes:
 
 def _snapshot_bytes(snapshot: Snapshot) -> bytes:
     totals = {name: sum(file["num_rows"] for file in snapshot.files if file["table"] == name) for name in TABLES}
-    values = dataclasses.asdict(snapshot) | {
-        "schema_version": SCHEMA_VERSION,
-        "num_rows": totals,
-        "created_at": datetime.now(UTC).isoformat(),
-    }
-    return storage.json_bytes(values)
+    return storage.json_bytes(dataclasses.asdict(snapshot) | {"schema_version": SCHEMA_VERSION, "num_rows": totals})
 
 
 def _plan_uri(tables: str, run_id: str) -> str:
@@ -413,7 +498,3 @@ def _plan_uri(tables: str, run_id: str) -> str:
 
 def _commit_uri(tables: str, run_id: str, shard: int) -> str:
     return storage.join(tables, "runs", run_id, "commits", f"{shard:05d}.json")
-
-
-def _snapshot_uri(tables: str, number: int) -> str:
-    return storage.join(tables, "snapshots", f"{number:08d}.json")

@@ -44,7 +44,8 @@ from pipelines.pages import (
 )
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
-from pipelines.segment import SegmentConfig, segment
+from pipelines.segment import segment
+from pipelines.segment_config import SegmentConfig
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.networks import label_pca_size
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import jinja2
 
@@ -48,12 +49,16 @@ class Cell:
         order: what a click on the column's head sorts by; None sorts by the text.
         best: emphasised.
         link: relative address, or "".
+        tone: "warn" and "bad" colour the cell.
+        bar: share of the cell's width, 0 to 1, that a bar behind the text takes; None for no bar.
     """
 
     text: str
     order: float | None = None
     best: bool = False
     link: str = ""
+    tone: Literal["", "warn", "bad"] = ""
+    bar: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +69,13 @@ class Table:
         columns: heads.
         rows: as many cells each as there are columns.
         numeric: indices of columns that hold numbers.
+        wide: indices of columns that hold sentences or long words, which are not squeezed on a phone.
     """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     numeric: tuple[int, ...] = ()
+    wide: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -97,26 +104,54 @@ class Picture:
         Raises:
             ValueError: neither PNG nor JPEG.
         """
-        for magic, media_type in MEDIA_TYPES.items():
-            if self.data.startswith(magic):
-                return f"data:{media_type};base64,{base64.b64encode(self.data).decode()}"
-        raise ValueError(f"a picture starts with {self.data[:8].hex()}, which is neither PNG nor JPEG")
+        return _address(self.data)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayeredPicture:
+    """Two pictures of one shape above each other; a slider over the gallery sets the upper one's opacity, for all
+    galleries of the page at once, and a click on a picture takes its upper one away and brings it back.
+
+    Attributes:
+        data: the lower one, encoded PNG or JPEG.
+        layer: the upper one, likewise; stretched to the lower one's size.
+        caption: as a `Picture`'s.
+    """
+
+    data: bytes
+    layer: bytes
+    caption: str = ""
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Lower and upper picture as `data:` addresses.
+
+        Raises:
+            ValueError: one is neither PNG nor JPEG.
+        """
+        return _address(self.data), _address(self.layer)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gallery:
     """Pictures in a grid of columns of at least `min_width_px`."""
 
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture | LayeredPicture, ...]
     min_width_px: int = 420
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether it needs a slider."""
+        return any(isinstance(picture, LayeredPicture) for picture in self.pictures)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Legend:
-    """The class table: names and RGB colours."""
+    """The class table: names and RGB colours; `ignored` adds the hatch of pixels without a class."""
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    ignored: bool = True
 
 
 Block = Paragraph | Facts | Code | Table | Gallery | Legend
@@ -155,6 +190,13 @@ def number_cell(
     if value is None or math.isnan(value):
         return Cell(text="-", order=-sys.float_info.max)
     return Cell(text=f"{value * scale:,.{digits}f}{unit}", order=value, best=best)
+
+
+def _address(data: bytes) -> str:
+    for magic, media_type in MEDIA_TYPES.items():
+        if data.startswith(magic):
+            return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+    raise ValueError(f"a picture starts with {data[:8].hex()}, which is neither PNG nor JPEG")
 
 
 @cache

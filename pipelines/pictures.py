@@ -25,6 +25,10 @@ GAP_PX = 6
 CHART_DPI = 160
 MAX_ANNOTATED_CLASSES = 25
 """Above this, the numbers in a confusion matrix's cells would overlap."""
+MAX_CLASSES_NAMED = 20
+"""In the legend of `trend_chart`, which would be higher than the chart."""
+SMALLEST_SHARE_NAMED = 0.005
+MAX_NIGHTS_NAMED = 15
 SERIES_COLOURS = ("#3b6fd4", "#e8833a", "#2f9e63", "#a855c7", "#c2394b", "#0e9aa7", "#8a6d3b", "#6b7280")
 
 
@@ -57,6 +61,11 @@ def colourise(mask_HW: NDArray[np.integer], palette: Palette) -> Pixels:
     pixels_HW3[ignored_HW] = 0
     pixels_HW3[ignored_HW & _hatch(*mask_HW.shape)] = HATCH_GREY
     return pixels_HW3
+
+
+def shrink_mask(mask_HW: NDArray[np.uint8], *, height: int, width: int) -> NDArray[np.uint8]:
+    """A mask at another size, by its nearest pixels: no class comes about that was not there."""
+    return np.asarray(cv2.resize(mask_HW, (width, height), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
 
 
 def overlay(
@@ -139,6 +148,29 @@ def png_bytes(pixels: Pixels) -> bytes:
     """Encode RGB (H, W, 3) or grey (H, W) pixels without loss."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def indexed_png_bytes(mask_HW: Pixels, palette: Palette) -> bytes:
+    """Encode a mask as PNG with a palette: pixel values are class indices, shown in their classes' colours.
+
+    Up to 16 classes take 4 bits a pixel or fewer. Ignored pixels keep the value 255, shown black.
+
+    Raises:
+        ValueError: a class has no colour.
+    """
+    largest = int(mask_HW.max(initial=0, where=mask_HW != IGNORE_INDEX))
+    if largest >= len(palette):
+        raise ValueError(
+            f"class {largest} has no colour in a palette of {len(palette)}; give the mask's own class table"
+        )
+    colours = list(palette)
+    if (mask_HW == IGNORE_INDEX).any():
+        colours += [(0, 0, 0)] * (IGNORE_INDEX + 1 - len(colours))
+    image = Image.frombytes("P", (mask_HW.shape[1], mask_HW.shape[0]), np.ascontiguousarray(mask_HW).tobytes())
+    image.putpalette([level for colour in colours for level in colour])
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -256,6 +288,48 @@ def share_chart(shares_C: NDArray[np.floating], class_names: Sequence[str], pale
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, max(1.0, percent.max() * 1.1))
     _plain_axes(axes, "share of pixels, %")
+    return _chart_bytes(figure)
+
+
+def trend_chart(
+    names_N: Sequence[str], shares_NC: NDArray[np.floating], class_names: Sequence[str], palette: Palette
+) -> bytes:
+    """PNG of each class's share over nights: a stacked bar per night, oldest on the left, classes in their own colours.
+
+    Args:
+        names_N: of the nights, below the bars; every n-th where they are many.
+        shares_NC: fractions of 1 that add up to 1 in each night.
+        class_names: C names; the legend shows those that reach 0.5 % in some night, largest first.
+        palette: C colours.
+
+    Raises:
+        ValueError: the shares are not N by C.
+    """
+    num_nights, num_classes = len(names_N), len(class_names)
+    if shares_NC.shape != (num_nights, num_classes) or len(palette) != num_classes:
+        raise ValueError(
+            f"shares of shape {shares_NC.shape}, {num_nights} nights, {num_classes} names and {len(palette)} colours "
+            "do not match"
+        )
+    figure = Figure(figsize=(6.4, 3.8), dpi=CHART_DPI)
+    axes = figure.add_subplot()
+    bottom_N = np.zeros(num_nights)
+    largest_first = np.argsort(-shares_NC.max(axis=0), kind="stable")
+    shown = largest_first[shares_NC.max(axis=0)[largest_first] >= SMALLEST_SHARE_NAMED][:MAX_CLASSES_NAMED]
+    for index in np.argsort(-shares_NC.mean(axis=0), kind="stable"):
+        percent_N = 100 * shares_NC[:, index]
+        colour = tuple(level / 255 for level in palette[index])
+        label = class_names[index] if index in shown else None
+        axes.bar(range(num_nights), percent_N, bottom=bottom_N, width=0.86, color=colour, label=label)
+        bottom_N += percent_N
+    step = -(-num_nights // MAX_NIGHTS_NAMED)
+    axes.set_xticks(range(0, num_nights, step), names_N[::step], rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.6, max(num_nights, 8) - 0.4)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("share of an image, %", fontsize=9)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
     return _chart_bytes(figure)
 
 

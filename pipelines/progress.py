@@ -38,6 +38,8 @@ def progress(description: str, *, total: int, unit: str) -> Iterator[Callable[[i
         now = time.monotonic()
         if finished >= total or now - last_logged >= LOG_INTERVAL_SECONDS:
             last_logged = now
-            logger.info("%s: %d of %d %s, %.0f s", description, finished, total, unit, now - started)
+            elapsed = now - started
+            left = f", about {elapsed * (total - finished) / finished:.0f} s left" if 0 < finished < total else ""
+            logger.info("%s: %d of %d %s, %.0f s%s", description, finished, total, unit, elapsed, left)
 
     yield advance

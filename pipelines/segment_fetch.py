@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.images import MAX_BYTES
+from pipelines.segment_plan import MAX_SHARD_BYTES
+from pipelines.windows import MAX_FILE_BYTES
 
 FETCH_THREADS = 8
 FETCH_ATTEMPTS = 3
@@ -33,9 +34,18 @@ class Failure:
         message = str(error)[:MAX_MESSAGE_CHARACTERS]
         return Failure(stage=stage, error=type(error).__name__, message=message, retryable=retryable)
 
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether a smaller piece of the image may do: PyTorch's CPU allocator raises a RuntimeError that says so."""
+        return self.error in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in self.message
+
 
 def fetch_shard(batch: pa.Table) -> pa.Table:
-    """Add each image's bytes, or why there are none, to one shard's work list."""
+    """Add each image's bytes, or why there are none, to one shard's work list.
+
+    Neither has a file of more than `MAX_SHARD_BYTES`: it stays where it lies, and its worker reads it there. Each byte
+    of a row is copied several times on its way, and a TIFF's worker needs but a piece at a time.
+    """
     items = from_stream(batch["payload"][0].as_buffer())
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
         fetched = list(pool.map(_fetch, items["uri"].to_pylist(), items["size_bytes"].to_pylist()))
@@ -68,10 +78,19 @@ def from_stream(buffer: pa.Buffer) -> pa.Table:
 
 
 def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int]:
-    """Bytes of one object, or the failure; and how often it was tried."""
-    if size_bytes > MAX_BYTES:
-        error = ValueError(f"the file has {size_bytes} bytes, over the budget of {MAX_BYTES}; cut it into tiles")
+    if size_bytes > MAX_FILE_BYTES:
+        error = ValueError(f"the file has {size_bytes} bytes, over the budget of {MAX_FILE_BYTES}; cut it into tiles")
         return None, Failure.of(error, stage="validate", retryable=False), 0
+    return (None, None, 0) if stays_in_place(size_bytes) else fetch_bytes(uri, size_bytes)
+
+
+def stays_in_place(size_bytes: int) -> bool:
+    """Whether a file of this size is read by its worker, and not sent there."""
+    return size_bytes > MAX_SHARD_BYTES
+
+
+def fetch_bytes(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int]:
+    """Bytes of one object, or the failure; and how often it was tried."""
     for attempt in range(1, FETCH_ATTEMPTS + 1):
         try:
             data = storage.read_bytes(uri)

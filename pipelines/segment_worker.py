@@ -6,7 +6,11 @@
    network has the next shard's images while the last one's masks are encoded, staged and committed.
 4. A row of numbers per shard comes back. The results are on storage, committed.
 
+Images above a size are set aside while the others of their shard are segmented; their tiles then share batches
+(`pipelines.segment_tiles`). An image for which alone the device has no memory is shown in tiles too.
+
 What is wrong with an image goes to its row of `failures`, never into an exception: Ray Data would drop the whole shard.
+An image that kills the process is found by `pipelines.attempts`; one whose decoding does not end, by the clock.
 """
 
 import dataclasses
@@ -16,10 +20,11 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,68 +32,38 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-from pipelines import commits
+from pipelines import attempts, commits
+from pipelines.attempts import Attempt, Turns
+from pipelines.challenge import challenger_from_dict
 from pipelines.cluster import worker_environment
-from pipelines.commits import Run, RunSettings, ShardCommit
-from pipelines.ensembles import MemberModel, load_member
-from pipelines.images import ImageError, decode_image
-from pipelines.segment_fetch import Failure, fetch_shard, from_stream, to_stream
+from pipelines.commits import Run, ShardCommit
+from pipelines.ensembles import load_member
+from pipelines.image_formats import ImageError, PixelBudgetError
+from pipelines.image_sources import Source, SourceError
+from pipelines.images import decode_image
+from pipelines.rival import Rival
+from pipelines.segment_fetch import Failure, fetch_shard, from_stream, stays_in_place, to_stream
 from pipelines.segment_rows import FIRST_BYTES, ShardRows, WorkItem
-from pipelines.training_data import decoding_threads
+from pipelines.segment_tiles import failure_of, open_in_place, segment_tiled
+from pipelines.stage_timer import SHARD, StageTimer
+from pipelines.timed_threads import TimedCall, TimedThreads
+from pipelines.worker_job import ShardReport, WorkerJob
 from segcore.inference import Predictions, predict_ensemble, prepare
+from segcore.tiling import TiledMap
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SHARDS_AT_ONCE = 2
 PENDING_BYTES = 256 * 2**20
 """Decoded images of one shard that wait for others of their size; the largest group goes first when there are more."""
 
+MAX_ABANDONED_THREADS = 4
+"""Of a worker, each busy with an image that took too long; with more it ends itself, and Ray starts another."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerJob:
-    """What every worker needs to know; small, since Ray copies it to each of them.
-
-    Attributes:
-        tables: URI of the tables' folder.
-        settings: of the run.
-        members: models that each worker loads, and whose class probabilities are averaged; one or more.
-        batch_size: largest number of images per network call.
-        threads: CPU threads of a worker's network.
-        decode_threads: of a worker.
-        use_gpu: one GPU per worker.
-    """
-
-    tables: str
-    settings: RunSettings
-    members: tuple[MemberModel, ...]
-    batch_size: int
-    threads: int
-    decode_threads: int
-    use_gpu: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardReport:
-    """What one shard cost and gave.
-
-    Attributes:
-        shard: its number.
-        num_images: segmented.
-        num_failures: in the failures table.
-        began, ended: seconds since 1970 by the worker's clock.
-        worker_began: when that worker had loaded its model.
-        peak_memory_bytes: largest resident memory of the worker so far.
-        worker_pid: of the worker's process.
-    """
-
-    shard: int
-    num_images: int
-    num_failures: int
-    began: float
-    ended: float
-    worker_began: float
-    peak_memory_bytes: int
-    worker_pid: int
+EXIT_GAVE_UP, EXIT_DEVICE_LOST = 75, 74
+"""Exit codes of workers that end themselves, for Ray's log; EX_TEMPFAIL and EX_IOERR of BSD's sysexits."""
 
 
 def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int) -> Iterator[ShardReport]:
@@ -130,75 +105,216 @@ class ShardSegmenter:
         self.members = [load_member(member) for member in job.members]
         for member in self.members:
             prepare(member.model, "cuda" if job.use_gpu else "cpu")
+        self.rival = _rival(job)
         # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
         self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.network.submit(_use_threads, job.threads).result()
-        self.decoders = decoding_threads(job.decode_threads)
+        self.decoders = TimedThreads(job.decode_threads, seconds=job.image_seconds, name="decode")
+        self.turns = Turns()
+        self.attempts: set[Attempt] = set()  # in work
         self.began = time.time()
+        self.timer = StageTimer()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Segment, stage, commit and promote one shard; returns its `ShardReport` as a row."""
+        with self.timer.stage(SHARD):
+            return self._do_shard(batch)
+
+    def _do_shard(self, batch: pa.Table) -> pa.Table:
         began = time.time()
         job, shard = self.job, int(batch["shard"][0].as_py())
         result = commits.read_commit(job.tables, job.settings.run_id, shard)
         if result is None:  # else: this worker, or another one, died after its commit
-            items = from_stream(batch["payload"][0].as_buffer())
-            rows = self._segment(items)
-            planned = items["work_id"].to_pylist()
-            attempt = commits.stage(job.tables, job.settings, shard=shard, planned=planned, rows=rows.tables())
-            result = commits.commit(job.tables, attempt)
-        commits.promote(job.tables, result)
+            result = self._attempt(shard, from_stream(batch["payload"][0].as_buffer()))
+        with self.timer.stage("commit"):
+            commits.promote(job.tables, result)
         return pa.Table.from_pylist([self._report(result, began)])
 
-    def _segment(self, items: pa.Table) -> ShardRows:
-        rows = ShardRows(settings=self.job.settings)
+    def _attempt(self, shard: int, items: pa.Table) -> ShardCommit:
+        """Segment, stage and commit; alone in this process where the shard, or another in its process, killed one."""
+        with self.turns.together():
+            attempt = attempts.begin(self.job.tables, self.job.settings.run_id, shard)
+            if not attempt.is_careful:
+                return self._work_on(shard, items, attempt)
+        logger.warning("attempt %d at shard %d works on one image at a time: a worker died", attempt.number, shard)
+        with self.turns.alone():
+            return self._work_on(shard, items, attempt)
+
+    def _work_on(self, shard: int, items: pa.Table, attempt: Attempt) -> ShardCommit:
+        job = self.job
+        rows = ShardRows(settings=job.settings)
+        self.attempts.add(attempt)
+        try:
+            if attempt.is_careful:
+                self._segment_one_by_one(items, rows, attempt)
+            else:
+                self._segment(items, rows, attempt)
+            planned = items["work_id"].to_pylist()
+            with self.timer.stage("commit"):
+                staged = commits.stage(job.tables, job.settings, shard=shard, planned=planned, rows=rows.tables())
+                return commits.commit(job.tables, staged)
+        finally:
+            self.attempts.discard(attempt)
+
+    def _segment(self, items: pa.Table, rows: ShardRows, attempt: Attempt) -> None:
         waiting: deque[Future[list[_Seen]]] = deque()
-        for batch in batches_of_one_size(
-            self._decoded(items, rows), batch_size=self.job.batch_size, pending_bytes=PENDING_BYTES
-        ):
-            waiting.append(self.network.submit(self._see, batch))
+        tiled: list[WorkItem] = []
+        decoded = self._decoded(_work_items(items, attempt), rows, tiled, attempt, ahead=self._num_ahead)
+        for batch in batches_of_one_size(decoded, batch_size=self.job.batch_size, pending_bytes=PENDING_BYTES):
+            waiting.append(self.network.submit(self._see, batch, attempt))
             if len(waiting) > 1:  # the network has its next batch while this thread encodes the last one
-                _collect(waiting.popleft().result(), rows)
+                self._encode(waiting.popleft().result(), rows)
+        if tiled:
+            waiting.append(self.network.submit(self._see_tiled, tiled, attempt))
         while waiting:
-            _collect(waiting.popleft().result(), rows)
-        return rows
+            self._encode(waiting.popleft().result(), rows)
 
-    def _decoded(self, items: pa.Table, rows: ShardRows) -> Iterator[WorkItem]:
-        """Images in the plan's order, decoded ahead by a bounded number; the others go to `rows` as failures."""
-        decoding: deque[Future[WorkItem]] = deque()
-        for item in _work_items(items):
-            decoding.append(self.decoders.submit(decode_item, item))
-            if len(decoding) > self.job.decode_threads + self.job.batch_size:
-                yield from _usable(decoding.popleft().result(), rows)
+    def _encode(self, seen: "list[_Seen]", rows: ShardRows) -> None:
+        with self.timer.stage("encode"):
+            _collect(seen, rows)
+
+    def _decode(self, item: WorkItem) -> WorkItem:
+        with self.timer.stage("decode"):
+            return decode_item(item, whole_px=self.job.whole_px, in_tiles=self.job.tiling is not None)
+
+    def _segment_one_by_one(self, items: pa.Table, rows: ShardRows, attempt: Attempt) -> None:
+        """One image is in work at any time, and its name is on storage before."""
+        if self.decoders.num_abandoned:
+            self._give_up()  # images of other shards are in work here as well
+        for item in _work_items(items, attempt):
+            work_id = item.planned["work_id"]
+            tiled: list[WorkItem] = []
+            if item.failure is None:
+                attempt.works_on(work_id, stage="decode")
+            for decoded in self._decoded([item], rows, tiled, attempt, ahead=0):
+                attempt.works_on(work_id, stage="infer")
+                self._encode(self.network.submit(self._see, [decoded], attempt).result(), rows)
+            if tiled:
+                attempt.works_on(work_id, stage="infer")  # and its tiles are decoded meanwhile
+                self._encode(self.network.submit(self._see_tiled, tiled, attempt).result(), rows)
+        attempt.works_on("", stage="")
+
+    @property
+    def _num_ahead(self) -> int:
+        return self.job.decode_threads + self.job.batch_size
+
+    def _decoded(
+        self, items: Iterable[WorkItem], rows: ShardRows, tiled: list[WorkItem], attempt: Attempt, *, ahead: int
+    ) -> Iterator[WorkItem]:
+        """Images in the order that they come in, decoded ahead by a number.
+
+        Of the others, those that are to be shown in tiles go to `tiled`, and failures to `rows`.
+        """
+        decoding: deque[tuple[WorkItem, TimedCall[WorkItem]]] = deque()
+        for item in items:
+            decoding.append((item, self.decoders.submit(partial(self._decode, item))))
+            if len(decoding) > ahead:
+                yield from self._usable(*decoding.popleft(), rows, tiled, attempt)
         while decoding:
-            yield from _usable(decoding.popleft().result(), rows)
+            yield from self._usable(*decoding.popleft(), rows, tiled, attempt)
 
-    def _see(self, batch: list[WorkItem]) -> list["_Seen"]:
-        """Run the network; a batch that fails is tried again image by image, so that only the culprit is lost."""
+    def _usable(
+        self, item: WorkItem, call: TimedCall[WorkItem], rows: ShardRows, tiled: list[WorkItem], attempt: Attempt
+    ) -> Iterator[WorkItem]:
+        try:
+            item = self.decoders.result(call)
+        except TimeoutError:
+            failure = failure_of(self._stopped_waiting(item, attempt), stage="decode")
+            item = dataclasses.replace(item, data=b"", failure=failure)  # a thread still has the original
+        if item.failure is not None:
+            rows.add_failure(item)
+        elif item.source is not None:
+            tiled.append(item)
+        else:
+            yield item
+
+    def _stopped_waiting(self, item: WorkItem, attempt: Attempt) -> TimeoutError:
+        """Note that a thread is stuck with an image, and end this process where there are too many such threads."""
+        error = TimeoutError(
+            f"decoding took more than {self.job.image_seconds:g} s; if this machine is slow, raise --image-seconds"
+        )
+        attempt.stopped_waiting(item.planned["work_id"], str(error))
+        if attempt.is_careful or self.decoders.num_abandoned > MAX_ABANDONED_THREADS:
+            self._give_up()
+        return error
+
+    def _give_up(self) -> NoReturn:
+        """End this process, which has threads that nobody can stop; Ray starts another and repeats its calls."""
+        logger.warning(
+            "%d threads are still busy with images that took too long: this worker ends itself",
+            self.decoders.num_abandoned,
+        )
+        for attempt in tuple(self.attempts):
+            attempt.gives_up()
+        os._exit(EXIT_GAVE_UP)
+
+    def _see(self, batch: list[WorkItem], attempt: Attempt) -> list["_Seen"]:
+        """Run the network; a batch that fails is tried again in halves, so that only the culprit is lost."""
         started = time.perf_counter()
-        found = self._predict(batch)
+        with self.timer.stage("infer"):
+            found = self._predict(batch)
         if isinstance(found, Predictions):
             infer_ms = 1000 * (time.perf_counter() - started) / len(batch)
+            if self.rival is not None:
+                self.rival.look_at(batch, found, infer_ms=infer_ms)
             return [_Seen(item=item, found=found, index=index, infer_ms=infer_ms) for index, item in enumerate(batch)]
         if len(batch) > 1:
-            return [seen for item in batch for seen in self._see([item])]
+            middle = len(batch) // 2
+            return [*self._see(batch[:middle], attempt), *self._see(batch[middle:], attempt)]
+        if found.is_out_of_memory and self.job.tiling:
+            notes = (f"as a whole the device had no memory for it ({found.error})",)
+            return self._see_tiled(batch, attempt, notes=notes)
         batch[0].failure = found
-        return [_Seen(item=batch[0], found=None, index=0, infer_ms=0.0)]
+        return [_Seen(item=batch[0], found=None)]
+
+    def _see_tiled(self, items: list[WorkItem], attempt: Attempt, *, notes: tuple[str, ...] = ()) -> list["_Seen"]:
+        """Show images in tiles: sources that are yet to be opened, and images that are decoded already."""
+        job = self.job
+        assert job.tiling is not None
+        if any(member.config.crf.iterations for member in self.members):
+            notes = (*notes, "the CRF refined each tile by itself")
+        try:
+            maps = segment_tiled(
+                self.members,
+                items,
+                tiling=job.tiling,
+                batch_size=job.batch_size,
+                max_pixels=job.max_pixels,
+                reading=partial(self._read, attempt),
+                busy=partial(self.timer.stage, "infer"),
+            )
+        except Exception as error:  # see _predict; what is wrong with one image is its failure already
+            logger.warning("the network failed on the tiles of %d images", len(items), exc_info=True)
+            if job.use_gpu:
+                _check_device()
+            maps = {}
+            for item in items:
+                item.failure = item.failure or Failure.of(error, stage="infer", retryable=True)
+        return [_Seen(item=item, found=maps.get(item.place), notes=notes) for item in items]
+
+    def _read(self, attempt: Attempt, item: WorkItem, read: Callable[[], T]) -> T:
+        """Open a file for tiles, or read one of them, in the threads that decode and with their time limit."""
+
+        def timed() -> T:
+            with self.timer.stage("decode"):
+                return read()
+
+        try:
+            return self.decoders.result(self.decoders.submit(timed))
+        except TimeoutError:
+            raise self._stopped_waiting(item, attempt) from None
 
     def _predict(self, batch: list[WorkItem]) -> Predictions | Failure:
         """Returns before anything else is tried: an exception keeps the failed batch's activations alive."""
-        images_NHW3 = np.stack([item.image.pixels_HW3 for item in batch if item.image is not None])
-        images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
         uris = [item.planned["uri"] for item in batch]
         try:
+            images_NHW3 = np.stack([item.image.pixels_HW3 for item in batch if item.image is not None])
+            images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
             return predict_ensemble(self.members, images_N3HW, image_ids=uris)
-        except (RuntimeError, ValueError, MemoryError) as error:  # PyTorch's out-of-memory errors are RuntimeErrors
+        except Exception as error:  # every image ends in a row: PyTorch out of memory, scores that are not finite, ...
             logger.warning("the network failed on a batch of %d images", len(batch), exc_info=True)
             if self.job.use_gpu:
-                # Raises where the device itself is broken for this process, and every later image would fail too: the
-                # worker dies, and the shard, which has no commit, is done again.
-                torch.cuda.synchronize()
-                torch.cuda.empty_cache()
+                _check_device()
             return Failure.of(error, stage="infer", retryable=True)
 
     def _report(self, result: ShardCommit, began: float) -> dict[str, Any]:
@@ -212,18 +328,32 @@ class ShardSegmenter:
             worker_began=self.began,
             peak_memory_bytes=unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             worker_pid=os.getpid(),
+            seconds=self.timer.seconds(),
         )
         return dataclasses.asdict(report)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Seen:
-    """What the network found in an image: row `index` of `found`, or nothing where it failed."""
+    """What the network found in an image: row `index` of `found`, its map of tiles, or nothing where it failed."""
 
     item: WorkItem
-    found: Predictions | None
-    index: int
-    infer_ms: float
+    found: Predictions | TiledMap | None
+    index: int = 0
+    infer_ms: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def _rival(job: WorkerJob) -> Rival | None:
+    """The run's challenger; without one, or where its model has gone since the plan, nothing is compared."""
+    challenger = challenger_from_dict(job.settings.challenger)
+    if challenger is None:
+        return None
+    try:
+        return Rival(challenger, job.settings, device="cuda" if job.use_gpu else "cpu")
+    except ValueError as error:
+        logger.warning("nothing is compared: %s", error)
+        return None
 
 
 def _use_threads(num_threads: int) -> None:
@@ -231,6 +361,20 @@ def _use_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     # A thread takes its number at its first use of PyTorch's pool from what any thread set last: use it now.
     torch.get_num_threads()
+
+
+def _check_device() -> None:
+    """After a failure: end the process where its device is lost, as by a kernel's illegal access to memory.
+
+    Every later image would fail too. The shards in work have no commit and are done again; `pipelines.attempts` finds
+    an image that does this every time.
+    """
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        logger.exception("the GPU is lost for this process, which ends itself")
+        os._exit(EXIT_DEVICE_LOST)
+    torch.cuda.empty_cache()
 
 
 def batches_of_one_size(items: Iterable[WorkItem], *, batch_size: int, pending_bytes: int) -> Iterator[list[WorkItem]]:
@@ -253,51 +397,60 @@ def batches_of_one_size(items: Iterable[WorkItem], *, batch_size: int, pending_b
     yield from groups.values()
 
 
-def decode_item(item: WorkItem) -> WorkItem:
-    """Decode an image, or set its failure."""
+def decode_item(item: WorkItem, *, whole_px: int, in_tiles: bool) -> WorkItem:
+    """Decode an image, or set its failure; of more than `whole_px` pixels, set its source if tiles can be shown."""
     if item.failure is not None:
         return item
     started = time.perf_counter()
     try:
-        item.image = decode_image(item.data)
-    except ImageError as error:
-        item.failure = Failure.of(error, stage=error.stage, retryable=False)
-    except MemoryError as error:
-        item.failure = Failure.of(error, stage="decode", retryable=True)
+        if stays_in_place(item.planned["size_bytes"]):
+            open_in_place(item, whole_px=whole_px, in_tiles=in_tiles)
+        if item.source is None and item.failure is None:
+            item.image = decode_image(item.data, max_pixels=whole_px)
+    except PixelBudgetError as error:
+        if in_tiles:
+            item.source = Source(data=item.data)
+        else:
+            item.failure = failure_of(error, stage="decode")
+    except (ImageError, SourceError, MemoryError) as error:
+        item.failure = failure_of(error, stage="decode")
     item.decode_ms = 1000 * (time.perf_counter() - started)
     item.data = b""
     return item
 
 
-def _usable(item: WorkItem, rows: ShardRows) -> Iterator[WorkItem]:
-    if item.failure is None:
-        yield item
-    else:
-        rows.add_failure(item)
-
-
 def _collect(seen: list[_Seen], rows: ShardRows) -> None:
     for each in seen:
-        if each.found is None:
+        if each.found is not None:
+            try:
+                if isinstance(each.found, TiledMap):
+                    rows.add_tiled(each.item, each.found, notes=each.notes)
+                else:
+                    rows.add_prediction(each.item, each.found, each.index, infer_ms=each.infer_ms)
+            except Exception as error:  # every image ends in a row: a lack of memory
+                each.item.failure = Failure.of(error, stage="encode", retryable=True)
+        if each.item.failure is not None:
             rows.add_failure(each.item)
-        else:
-            rows.add_prediction(each.item, each.found, each.index, infer_ms=each.infer_ms)
+        elif each.item.comparison is not None:
+            rows.comparisons[each.item.place] = each.item.comparison
         each.item.image = None
 
 
-def _work_items(items: pa.Table) -> Iterator[WorkItem]:
-    """One at a time, so that the bytes of a shard are copied out of the object store image by image."""
+def _work_items(items: pa.Table, attempt: Attempt) -> Iterator[WorkItem]:
+    """One at a time, so that the bytes of a shard are copied out of the object store image by image; suspects last."""
     failures = items.select(["stage", "error", "message", "retryable"]).to_pylist()
-    attempts = items["attempts"].to_pylist()
+    tries = items["attempts"].to_pylist()
     data = items["data"]
-    for place, planned in enumerate(items.drop_columns([*failures[0], "attempts", "data"]).to_pylist()):
+    rows = items.drop_columns([*failures[0], "attempts", "data"]).to_pylist()
+    for place in sorted(range(len(rows)), key=lambda place: rows[place]["work_id"] in attempt.suspects):
         content = data[place].as_py() or b""
-        failure = Failure(**failures[place]) if failures[place]["stage"] else None
+        earlier = attempt.failure(rows[place]["work_id"])
+        fetching = Failure(**failures[place]) if failures[place]["stage"] else None
         yield WorkItem(
             place=place,
-            planned=planned,
+            planned=rows[place],
             data=content,
             first_bytes=content[:FIRST_BYTES],
-            attempts=attempts[place],
-            failure=failure,
+            attempts=attempt.number - 1 if earlier else tries[place],
+            failure=earlier or fetching,
         )

@@ -4,6 +4,7 @@ Two writes exist, both all-or-nothing: `write_atomic` replaces, `create_exclusiv
 per process and lazily, because s3fs does not survive a fork.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -173,6 +174,13 @@ def move(source: str, target: str) -> None:
     else:
         fs.copy(source_path, target_path)
         fs.rm_file(source_path)
+
+
+def remove_file(uri: str) -> None:
+    """Remove one file; nothing happens where it is absent."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def remove_tree(uri: str) -> None:

@@ -1,8 +1,11 @@
-"""What `segment` leaves: three plain Parquet tables that need no package of ours to be read.
+"""What `segment` leaves: plain Parquet tables that need no package of ours to be read.
 
     <tables>/predictions/run_date=2026-11-20/part-<run>-<shard>.parquet   one row per segmented image
     <tables>/masks/run_date=2026-11-20/part-<run>-<shard>.parquet         its mask; joins on `work_id`
     <tables>/failures/run_date=2026-11-20/part-<run>-<shard>.parquet      one row per image that could not be segmented
+    <tables>/metrics/run_date=2026-11-20/part-<run>-run.parquet           one row per run and camera (`pipelines.drift`)
+    <tables>/comparisons/run_date=2026-11-20/part-<run>-<shard>.parquet   one row per image that a challenger saw too
+    <tables>/deletions/run_date=2026-11-20/part-<run>-<shard>.parquet     one row per object that has gone, or come back
 
 `run_date` is a column of every table by the folder's name, as Hive, DuckDB, pandas, pyarrow and Spark read it. It is
 not stored inside the files as well: pyarrow and pandas then refuse to read the folder ("incompatible types").
@@ -11,31 +14,68 @@ Masks have the size of the upright image: `height`, `width`. `source_height`, `s
 one; they are the other way round for EXIF `orientation` 5 to 8. A mask is decoded without this package by
 `numpy.repeat(values, lengths).reshape(height, width)`.
 
+An image that was changed, segmented by another model or segmented again by force has a row of each time; that of the
+newest run counts: in SQL `SELECT * FROM predictions QUALIFY row_number() OVER (PARTITION BY uri ORDER BY run_id DESC)
+= 1`. `work_id` is unique in `predictions`, and joins a row with its mask.
+
 Times are UTC. Class table, palette, ignored value and the model's digest stand in every file's footer, as `segpipe.*`.
+A file that `maintain` merged from several runs or models names all of them there, joined by commas.
+
+Class areas of a night from the masks alone, in DuckDB; they equal the sums of `class_pixels`:
+
+    SELECT class, sum(length)::BIGINT AS pixels
+    FROM (SELECT unnest("values") AS class, unnest(lengths) AS length
+          FROM 'tables/masks/run_date=2026-11-20/*.parquet')
+    GROUP BY class ORDER BY class;
+
+    SELECT class - 1 AS class, sum(class_pixels[class])::BIGINT AS pixels
+    FROM (SELECT class_pixels, unnest(range(1, len(class_pixels) + 1)) AS class
+          FROM 'tables/predictions/run_date=2026-11-20/*.parquet')
+    GROUP BY ALL HAVING pixels > 0 ORDER BY class;
+
+These globs see what is committed, night by night and shard by shard. A reader who wants whole nights only, and none
+twice while `maintain` exchanges merged files for small ones (`pipelines.compaction`), reads the files of the newest
+snapshot; `pipelines.table_reader` does so in Python.
 """
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
 
-SCHEMA_VERSION = 1
-"""Of the three tables; part of the work identity, since a new one means that images must be segmented again."""
+SCHEMA_VERSION = 2
+"""Of the tables. 2: `predictions` has `mean_brightness`; `metrics`, `deletions` and `comparisons`.
 
-TABLES = ("predictions", "masks", "failures")
+A column may be added without a new version: `table_reader` gives nulls for it in older files. A column that goes, or
+that means something else, is a new version: `tests/data/tables/v<n>` then gets files of it beside the old ones, which
+are read for ever.
+"""
+
+IDENTITY_VERSION = 1
+"""Part of the work identity: raise it when images must be segmented again, which a new column is no reason for."""
+
+IMAGE_TABLES = ("predictions", "masks", "failures")
+"""They have a file from the first run on, empty or not, so that everybody's queries find one."""
+
+TABLES = (*IMAGE_TABLES, "deletions", "comparisons")
+"""What shards add to: every planned image, and every mark of a deletion, is in exactly one of the first, the third and
+the fourth. Some predictions have a row of comparisons."""
 
 STAGES = ("list", "fetch", "sniff", "decode", "validate", "infer", "encode", "write")
 """Where an image can fail, in order."""
 
 MASKS_PER_ROW_GROUP = 256  # one huge row group makes fetching one mask 300 times slower
+RUNS_PER_ROW_GROUP = 2**18
+"""Masks of large images fill fewer rows: one mask is fetched by decoding the row group it is in, 5 bytes a run."""
 
 _INSTANT = pa.timestamp("us")  # UTC; not marked so, because DuckDB's Python client then wants pytz to hand rows out
 
@@ -50,7 +90,8 @@ def _list(kind: pa.DataType, *, nulls: bool = False) -> pa.DataType:
 
 PREDICTIONS = pa.schema(
     [
-        _column("work_id", pa.string()),  # identity of this image under this model and these settings
+        # identity of this image under this model and these settings; then "-<run>" where a run was forced to repeat it
+        _column("work_id", pa.string()),
         _column("uri", pa.string()),
         _column("etag", pa.string()),  # the store's version of the object; a local file's modification time
         _column("size_bytes", pa.int64()),
@@ -80,6 +121,7 @@ PREDICTIONS = pa.schema(
         _column("encode_ms", pa.float32()),
         _column("created_at", _INSTANT),
         _column("notes", _list(pa.string())),  # what intake did to the pixels, in words
+        pa.field("mean_brightness", pa.float32()),  # mean of all R, G and B values, 0 to 1; null before version 2
     ]
 )
 
@@ -110,7 +152,77 @@ FAILURES = pa.schema(
     ]
 )
 
-SCHEMAS = {"predictions": PREDICTIONS, "masks": MASKS, "failures": FAILURES}
+COMPARISONS = pa.schema(
+    [
+        _column("work_id", pa.string()),  # of the prediction that it is compared with
+        _column("uri", pa.string()),
+        _column("run_id", pa.string()),
+        _column("champion_digest", pa.string()),  # of the model that made the prediction
+        _column("challenger_uri", pa.string()),
+        _column("challenger_digest", pa.string()),
+        pa.field("agreement", pa.float32()),  # share of pixels with one class in both; null where the challenger failed
+        _column("confusion", _list(pa.int64())),  # C * C pixels, rows champion, columns challenger; empty likewise
+        _column("champion_confidence", pa.float32()),
+        pa.field("challenger_confidence", pa.float32()),
+        _column("champion_ms", pa.float32()),
+        pa.field("challenger_ms", pa.float32()),
+        _column("error", pa.string()),  # of the challenger; "" where it did not fail
+        _column("created_at", _INSTANT),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        _column("run_id", pa.string()),
+        pa.field("prefix", pa.string()),  # folder below the listed one, "" for images in it itself; null: the whole run
+        _column("num_images", pa.int64()),  # segmented
+        _column("num_failures", pa.int64()),
+        pa.field("failure_rate", pa.float64()),
+        # Means over images; null, and no classes, without any.
+        _column("class_fraction", _list(pa.float64())),
+        pa.field("mean_confidence", pa.float64()),
+        pa.field("mean_entropy", pa.float64()),
+        pa.field("mean_brightness", pa.float64()),
+        pa.field("mean_pixels", pa.float64()),
+        # Against the model's validation reference, see `pipelines.drift`; null without images or without a reference.
+        pa.field("reference_digest", pa.string()),
+        pa.field("class_psi", pa.float64()),  # bins are the classes
+        pa.field("class_psi_chance", pa.float64()),  # what chance alone exceeds once in a hundred times
+        pa.field("class_js_distance", pa.float64()),  # 0 to 1
+        pa.field("class_fraction_psi", _list(pa.float64())),  # of each class; bins are deciles of the reference
+        pa.field("confidence_shift", pa.float64()),  # of the mean, in the reference's standard deviations
+        pa.field("confidence_psi", pa.float64()),
+        pa.field("entropy_shift", pa.float64()),
+        pa.field("entropy_psi", pa.float64()),
+        pa.field("brightness_shift", pa.float64()),
+        pa.field("brightness_psi", pa.float64()),
+        pa.field("pixels_shift", pa.float64()),
+        pa.field("pixels_psi", pa.float64()),
+        pa.field("psi_chance", pa.float64()),  # of every index over deciles
+        pa.field("drift", pa.string()),  # the worst band of all but class_fraction_psi: stable, moderate, significant
+        _column("created_at", _INSTANT),
+    ]
+)
+
+DELETIONS = pa.schema(
+    [
+        _column("work_id", pa.string()),  # of this mark
+        _column("uri", pa.string()),
+        _column("etag", pa.string()),  # of the version that the tables knew last
+        _column("noticed_at", _INSTANT),  # when the run was planned that found it
+        _column("run_id", pa.string()),
+        _column("reason", pa.string()),  # deleted, or restored: listed again; the newest run's counts
+    ]
+)
+
+SCHEMAS = {
+    "predictions": PREDICTIONS,
+    "masks": MASKS,
+    "failures": FAILURES,
+    "deletions": DELETIONS,
+    "comparisons": COMPARISONS,
+    "metrics": METRICS,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +255,7 @@ class Footer:
 
 
 def rows_table(name: str, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows of `predictions` or `failures`, each a dict with every column.
+    """Rows of `predictions`, `failures` or `metrics`, each a dict with every column.
 
     Raises:
         ValueError: a row lacks a column, has an unknown one, or a null where none is allowed.
@@ -186,17 +298,44 @@ def masks_table(
 
 
 def parquet_bytes(name: str, table: pa.Table, footer: Footer) -> bytes:
-    """A finished part file: zstd, masks in row groups of `MASKS_PER_ROW_GROUP`, run lengths split by byte."""
+    """A finished part file: zstd; masks in row groups of at most `MASKS_PER_ROW_GROUP`, run lengths split by byte."""
     assert table.schema.equals(SCHEMAS[name]), f"not the schema of {name}"
+    return parquet_bytes_of_parts(name, [table], footer, schema=table.schema)
+
+
+def parquet_bytes_of_parts(name: str, parts: Iterable[pa.Table], footer: Footer, *, schema: pa.Schema) -> bytes:
+    """The same of rows that come in several tables, of which one is in memory at a time.
+
+    Args:
+        name: of the table.
+        parts: each of `schema`.
+        footer: for the metadata.
+        schema: of the table; what is merged from files of older versions may have nulls where it allows none.
+    """
     sink = io.BytesIO()
     is_masks = name == "masks"
     with pq.ParquetWriter(
         sink,
-        table.schema.with_metadata(footer.metadata(name)),
+        schema.with_metadata(footer.metadata(name)),
         compression="zstd",
         # byte streams: the upper three bytes of most lengths are zero
         use_byte_stream_split=["lengths.list.element"] if is_masks else False,
         use_dictionary=["values.list.element"] if is_masks else True,
     ) as writer:
-        writer.write_table(table, row_group_size=MASKS_PER_ROW_GROUP if is_masks else None)
+        for table in parts:
+            for group in _mask_groups(table) if is_masks else [table]:
+                writer.write_table(group)  # one row group
     return sink.getvalue()
+
+
+def _mask_groups(masks: pa.Table) -> Iterator[pa.Table]:
+    """Slices for one row group each; one with all rows of a table without any."""
+    runs_up_to = np.cumsum([0, *pc.list_value_length(masks["values"]).to_numpy()])
+    start = 0
+    while start < masks.num_rows or start == 0:
+        stop = int(np.searchsorted(runs_up_to, runs_up_to[start] + RUNS_PER_ROW_GROUP, side="right")) - 1
+        stop = min(max(stop, start + 1), start + MASKS_PER_ROW_GROUP, masks.num_rows)
+        yield masks.slice(start, stop - start)
+        if not masks.num_rows:
+            return
+        start = stop

@@ -28,6 +28,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mlflow 3.17 warns about type hints of its own at import
     import mlflow
     import mlflow.pyfunc
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -96,6 +97,9 @@ def connect(tracking_uri: str | None) -> str:
         )
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    if uri.startswith(SQLITE_PREFIX):
+        with FileLock(f"{file}.lock"):  # two processes that create MLflow's tables at once spoil each other's
+            MlflowClient().search_experiments(max_results=1)
     return uri
 
 
@@ -303,6 +307,49 @@ def register_model(folder_uri: str, *, name: str, alias: str, run_id: str) -> st
     version = client.create_model_version(name, source, run_id=run_id, tags=tags)
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelVersion:
+    """A registered version, as `promote` needs it.
+
+    Attributes:
+        version: its number.
+        model_digest: of its model folder; "" where `train` did not register it.
+        run_id: MLflow run that trained it, or "".
+        description: Markdown.
+    """
+
+    version: str
+    model_digest: str
+    run_id: str
+    description: str
+
+
+def version_of_alias(name: str, alias: str) -> ModelVersion | None:
+    """The version of a registered model that an alias points at; None where there is no such model or alias."""
+    try:
+        found = MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no alias
+            return None
+        raise
+    return ModelVersion(
+        version=str(found.version),
+        model_digest=found.tags.get(MODEL_DIGEST_TAG, ""),
+        run_id=found.run_id or "",
+        description=found.description or "",
+    )
+
+
+def move_alias(name: str, alias: str, version: str) -> None:
+    """Point an alias at a version; from then on `models:/name@alias` is that one."""
+    MlflowClient().set_registered_model_alias(name, alias, version)
+
+
+def describe_version(name: str, version: str, description: str) -> None:
+    """Replace a version's description (Markdown)."""
+    MlflowClient().update_model_version(name, version, description)
 
 
 def metric_name(name: str) -> str:

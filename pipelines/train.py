@@ -3,7 +3,8 @@
     <output>/<name>/run.json             what this run is: recipe, origins, MLflow run; written once, at the start
     <output>/<name>/initial.safetensors  the weights that every worker starts from
     <output>/<name>/checkpoint-*/        weights and training state: the best and the latest
-    <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`)
+    <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`), and what
+                                         nights are held against (see `pipelines.references`; not of a classifier)
     <output>/<name>/result.json          written last: the run is finished
 
 The run's folder is its identity. The same command continues it after any death, and returns at once when it is
@@ -23,9 +24,11 @@ import tyro
 from torch import nn
 
 from pipelines import storage, tracking
-from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, load_model, read_state, save_model
+from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, chosen_inference, load_model, read_state, save_model
 from pipelines.cluster import ray_cluster
+from pipelines.ensembles import MemberModel
 from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
+from pipelines.references import measure_reference, write_reference
 from pipelines.sample_pictures import sample_pictures
 from pipelines.training_inputs import TrainInputs, checked_start, initial_state, open_inputs
 from pipelines.training_record import claim, read_record
@@ -34,6 +37,7 @@ from pipelines.weights import NO_WEIGHTS, weights_digest
 from segcore import Task
 from segcore.backbones import BACKBONES
 from segcore.cost import count_multiply_adds, count_parameters
+from segcore.inference import InferenceConfig
 from segcore.networks import restore_network
 
 if TYPE_CHECKING:
@@ -218,7 +222,10 @@ def _fit_and_save(
     state = read_state(storage.read_bytes(weights), origin=weights)
     network = restore_network(config.recipe.model, inputs.dataset.num_classes, state)
     model_folder = storage.join(run_folder, MODEL_FOLDER)
-    model_digest = save_model(model_folder, network, _card(config.recipe, inputs, scores))
+    card = _card(config.recipe, inputs, scores)
+    model_digest = save_model(model_folder, network, card)
+    if card.task == "segmentation":
+        _add_reference(config, inputs, card, model_folder, model_digest)
     _log_model(run, network, inputs, model_folder)
     return TrainResult(
         run_folder=run_folder,
@@ -281,6 +288,33 @@ def _card(recipe: Recipe, inputs: TrainInputs, scores: dict[str, float]) -> Mode
         scores=scores,
         input_policy=inputs.input_policy,
     )
+
+
+def _add_reference(
+    config: TrainConfig, inputs: TrainInputs, card: ModelCard, model_folder: str, model_digest: str
+) -> None:
+    """Measure what nights will be held against: here, or on a worker with a GPU where the training had some."""
+    try:
+        member = MemberModel(
+            model_uri=model_folder,
+            model_version="",
+            model_folder=model_folder,
+            model_digest=model_digest,
+            inference=chosen_inference(card, InferenceConfig(), as_in_recipe=True),
+        )
+        measure = partial(measure_reference, member, inputs.dataset, split=inputs.validation_split)
+        if config.use_gpu:
+            with ray_cluster(num_cpus_needed=1, num_gpus_needed=1, why="the model's reference"):
+                import ray
+
+                task = ray.remote(num_cpus=1, num_gpus=1)(lambda: measure(device="cuda"))
+                reference = ray.get(task.remote())
+        else:
+            reference = measure(device="cpu")
+    except (RuntimeError, ValueError, MemoryError):  # out of memory, most likely: the model is good without
+        logger.warning("the model has no reference, so that nights cannot tell drift", exc_info=True)
+    else:
+        write_reference(model_folder, reference)
 
 
 def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs, model_folder: str) -> None:

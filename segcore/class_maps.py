@@ -20,17 +20,18 @@ from segcore.layers import resize
 CONFIDENCE_BINS = 1000
 LOW_PERCENTILE = 0.05
 
+SMALLEST_PROBABILITY = 1e-30
+"""Where a logarithm is taken, smaller ones count as this."""
+
 _STRIP_BYTES_CPU = 2**20
 _STRIP_BYTES_DEVICE = 2**26
-_SMALLEST_PROBABILITY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class ClassMap:
-    """What the network said of one image.
+class MapStatistics:
+    """How sure the network was of an image.
 
     Attributes:
-        classes_HW: argmax over classes, uint8, at the image's size.
         class_pixels_C: predicted pixels per class, int64.
         mean_confidence: mean over pixels of the largest probability.
         low_confidence: its 5th percentile, to 1 / `CONFIDENCE_BINS`.
@@ -39,7 +40,6 @@ class ClassMap:
         class_confidence_C: mean largest probability over the pixels of each predicted class; NaN without any.
     """
 
-    classes_HW: NDArray[np.uint8]
     class_pixels_C: NDArray[np.int64]
     mean_confidence: float
     low_confidence: float
@@ -48,9 +48,22 @@ class ClassMap:
     class_confidence_C: NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClassMap:
+    """What the network said of one image.
+
+    Attributes:
+        classes_HW: argmax over classes, uint8, at the image's size.
+        statistics: of all its pixels.
+    """
+
+    classes_HW: NDArray[np.uint8]
+    statistics: MapStatistics
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class _Sums:
-    """Sums over some pixels; see `class_map_kernel.describe_rows`."""
+class MapSums:
+    """Sums over some pixels of an image, an additive state; see `class_map_kernel.describe_rows` for each."""
 
     pixels_C: NDArray[np.int64]
     confidence_C: NDArray[np.float64]
@@ -58,80 +71,98 @@ class _Sums:
     sums_3: NDArray[np.float64]
 
     @staticmethod
-    def zeros(num_classes: int) -> "_Sums":
-        return _Sums(
+    def zeros(num_classes: int) -> "MapSums":
+        """Of no pixels."""
+        return MapSums(
             np.zeros(num_classes, np.int64),
             np.zeros(num_classes, np.float64),
             np.zeros(CONFIDENCE_BINS, np.int64),
             np.zeros(3, np.float64),
         )
 
-    def add(self, other: "_Sums") -> None:
+    def add(self, other: "MapSums") -> None:
+        """Those of further pixels, in place."""
         self.pixels_C[:] += other.pixels_C
         self.confidence_C[:] += other.confidence_C
         self.histogram_B[:] += other.histogram_B
         self.sums_3[:] += other.sums_3
 
+    def statistics(self) -> MapStatistics:
+        """Of the pixels so far, at least one.
+
+        Raises:
+            ValueError: a score was NaN or infinite.
+        """
+        if not np.isfinite(self.sums_3).all():
+            raise ValueError("the network's scores are not finite; try --inference.precision float32, or other weights")
+        num_pixels = int(self.pixels_C.sum())
+        confidence, entropy, margin = (self.sums_3 / num_pixels).tolist()
+        low_bin = int(np.searchsorted(self.histogram_B.cumsum(), LOW_PERCENTILE * num_pixels))
+        with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no pixel of this class
+            class_confidence_C = self.confidence_C / self.pixels_C
+        return MapStatistics(
+            class_pixels_C=self.pixels_C,
+            mean_confidence=confidence,
+            low_confidence=(low_bin + 0.5) / CONFIDENCE_BINS,
+            mean_entropy=entropy,
+            mean_margin=margin,
+            class_confidence_C=class_confidence_C,
+        )
+
 
 def class_map(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -> ClassMap:
-    """Class map at an image's size.
+    """Class map at an image's size; see `describe`.
+
+    Raises:
+        ValueError: a score is NaN or infinite; logits of -inf are fine where another class has more.
+    """
+    classes_HW, sums = describe(scores_Chw, are_logits=are_logits, height=height, width=width)
+    return ClassMap(classes_HW=classes_HW, statistics=sums.statistics())
+
+
+def describe(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -> tuple[NDArray[np.uint8], MapSums]:
+    """Classes (H, W) of an image, or of a part of one, and what it adds to the sums.
 
     Probabilities are compared by their logarithms on a CPU: of two that differ in the last digit, the first class wins.
 
     Args:
         scores_Chw: float32 logits or probabilities; probabilities are resized bilinearly where the size differs.
         are_logits: which of them.
-        height: of the image.
+        height: of the result.
         width: likewise.
-
-    Raises:
-        ValueError: a score is NaN or infinite; logits of -inf are fine where another class has more.
     """
-    describe = _describe_on_cpu if scores_Chw.device.type == "cpu" else _describe_on_device
-    classes_HW, sums = describe(scores_Chw, are_logits, height, width)
-    if not np.isfinite(sums.sums_3).all():
-        raise ValueError("the network's scores are not finite; try --inference.precision float32, or other weights")
-    confidence, entropy, margin = (sums.sums_3 / (height * width)).tolist()
-    low_bin = int(np.searchsorted(sums.histogram_B.cumsum(), LOW_PERCENTILE * height * width))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no pixel of this class
-        class_confidence_C = sums.confidence_C / sums.pixels_C
-    return ClassMap(
-        classes_HW=classes_HW,
-        class_pixels_C=sums.pixels_C,
-        mean_confidence=confidence,
-        low_confidence=(low_bin + 0.5) / CONFIDENCE_BINS,
-        mean_entropy=entropy,
-        mean_margin=margin,
-        class_confidence_C=class_confidence_C,
-    )
+    on_cpu = scores_Chw.device.type == "cpu"
+    return (_describe_on_cpu if on_cpu else _describe_on_device)(scores_Chw, are_logits, height, width)
 
 
-def _describe_on_cpu(scores_Chw: Tensor, are_logits: bool, height: int, width: int) -> tuple[NDArray[np.uint8], _Sums]:
+def _describe_on_cpu(
+    scores_Chw: Tensor, are_logits: bool, height: int, width: int
+) -> tuple[NDArray[np.uint8], MapSums]:
     num_classes = len(scores_Chw)
     classes_HW = np.empty((height, width), np.uint8)
-    total = _Sums.zeros(num_classes)
+    total = MapSums.zeros(num_classes)
     threads = torch.get_num_threads()
     in_place = are_logits and scores_Chw.shape[-2:] == (height, width)  # else every strip is a copy
     rows_at_once = height if in_place else max(1, _STRIP_BYTES_CPU // (4 * num_classes * width))
 
-    def describe(logits_Crw: NDArray[np.float32], classes_rw: NDArray[np.uint8]) -> _Sums:
-        sums = _Sums.zeros(num_classes)
+    def describe_part(logits_Crw: NDArray[np.float32], classes_rw: NDArray[np.uint8]) -> MapSums:
+        sums = MapSums.zeros(num_classes)
         describe_rows(logits_Crw, classes_rw, sums.pixels_C, sums.confidence_C, sums.histogram_B, sums.sums_3)
         return sums
 
     with ThreadPoolExecutor(threads) as pool:
         for rows, strip_Crw, strip_are_logits in _strips(scores_Chw, are_logits, height, width, rows_at_once):
             if not strip_are_logits:
-                strip_Crw = strip_Crw.clamp_min(_SMALLEST_PROBABILITY).log_()
+                strip_Crw = strip_Crw.clamp_min(SMALLEST_PROBABILITY).log_()
             logits = np.array_split(strip_Crw.numpy(), threads, axis=1)
-            for sums in pool.map(describe, logits, np.array_split(classes_HW[rows], threads)):
+            for sums in pool.map(describe_part, logits, np.array_split(classes_HW[rows], threads)):
                 total.add(sums)
     return classes_HW, total
 
 
 def _describe_on_device(
     scores_Chw: Tensor, are_logits: bool, height: int, width: int
-) -> tuple[NDArray[np.uint8], _Sums]:
+) -> tuple[NDArray[np.uint8], MapSums]:
     num_classes, device = len(scores_Chw), scores_Chw.device
     classes_HW = torch.empty(height, width, dtype=torch.uint8, device=device)
     pixels_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
@@ -151,7 +182,7 @@ def _describe_on_device(
         histogram_B += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
         sums_3 += torch.stack([largest_M.sum(), entropy_M.sum(), (largest_M - second_M).sum()])
     sums = (pixels_C, confidence_C, histogram_B.long(), sums_3)
-    return classes_HW.cpu().numpy(), _Sums(*(each.cpu().numpy() for each in sums))
+    return classes_HW.cpu().numpy(), MapSums(*(each.cpu().numpy() for each in sums))
 
 
 def _strips(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segcore.backbones import OUTPUT_STRIDES
-from segcore.class_maps import class_map
+from segcore.class_maps import SMALLEST_PROBABILITY, MapStatistics, class_map
 from segcore.dense_crf import DenseCRFConfig, refine
 from segcore.instance_inference import Aggregate, as_pixels, boxes_to_show, proposal_scores
 from segcore.layers import fold_batch_norm, resize, resize_smoothly
@@ -130,7 +130,7 @@ def inference_from_dict(values: Mapping[str, Any]) -> InferenceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Predictions:
-    """What the network said of a batch; see `ClassMap` for each. Probabilities are those after averaging.
+    """What the network said of a batch; see `MapStatistics` for each. Probabilities are those after averaging.
 
     Attributes:
         predictions_NHW: class maps, uint8, at the images' size.
@@ -148,6 +148,17 @@ class Predictions:
     mean_margin_N: NDArray[np.float64]
     class_confidence_NC: NDArray[np.float64]
     num_inputs_N: NDArray[np.int64]
+
+    def statistics(self, index: int) -> MapStatistics:
+        """Of one image."""
+        return MapStatistics(
+            class_pixels_C=self.class_pixels_NC[index],
+            mean_confidence=float(self.mean_confidence_N[index]),
+            low_confidence=float(self.low_confidence_N[index]),
+            mean_entropy=float(self.mean_entropy_N[index]),
+            mean_margin=float(self.mean_margin_N[index]),
+            class_confidence_C=self.class_confidence_NC[index],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -215,16 +226,39 @@ def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_id
             class_map(scores_Chw, are_logits=found.are_logits, height=height, width=width)
             for scores_Chw in found.scores_NChw
         ]
+    statistics = [each.statistics for each in maps]
     return Predictions(
         predictions_NHW=np.stack([each.classes_HW for each in maps]),
-        class_pixels_NC=np.stack([each.class_pixels_C for each in maps]),
-        mean_confidence_N=np.array([each.mean_confidence for each in maps]),
-        low_confidence_N=np.array([each.low_confidence for each in maps]),
-        mean_entropy_N=np.array([each.mean_entropy for each in maps]),
-        mean_margin_N=np.array([each.mean_margin for each in maps]),
-        class_confidence_NC=np.stack([each.class_confidence_C for each in maps]),
+        class_pixels_NC=np.stack([each.class_pixels_C for each in statistics]),
+        mean_confidence_N=np.array([each.mean_confidence for each in statistics]),
+        low_confidence_N=np.array([each.low_confidence for each in statistics]),
+        mean_entropy_N=np.array([each.mean_entropy for each in statistics]),
+        mean_margin_N=np.array([each.mean_margin for each in statistics]),
+        class_confidence_NC=np.stack([each.class_confidence_C for each in statistics]),
         num_inputs_N=found.num_inputs_N,
     )
+
+
+def ensemble_logits(
+    members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = ()
+) -> tuple[Tensor, NDArray[np.int64]]:
+    """What `predict_ensemble` compares, as logits that can be blended: for pieces of an image (`segcore.tiling`).
+
+    Of one network that is shown each image once, at its own size, these are its logits; otherwise they are the
+    logarithms of the averaged probabilities. Of the same probabilities both differ by one number per pixel, and so do
+    their weighted means, which therefore have one softmax.
+
+    Returns:
+        Logits (N,C,H,W) at the images' size, float32, the caller's to change; and how many network inputs each image
+        took.
+
+    Raises:
+        ValueError: see `predict_ensemble`.
+    """
+    check_one_crf([member.config for member in members])
+    with torch.inference_mode():
+        found = _refined(_ensemble_scores(members, images_N3HW, image_ids), images_N3HW, members[0].config)
+        return found.logits(*images_N3HW.shape[-2:]), found.num_inputs_N
 
 
 def class_probabilities(
@@ -303,6 +337,11 @@ class _Scores:
     def probabilities(self, height: int, width: int) -> Tensor:
         p_NChw = self.scores_NChw.softmax(dim=1) if self.are_logits else self.scores_NChw
         return resize(p_NChw, height=height, width=width)
+
+    def logits(self, height: int, width: int) -> Tensor:
+        if self.are_logits and self.scores_NChw.shape[-2:] == (height, width):
+            return self.scores_NChw
+        return self.probabilities(height, width).clamp_min(SMALLEST_PROBABILITY).log_()
 
 
 def _refined(found: _Scores, images_N3HW: Tensor, config: InferenceConfig) -> _Scores:

@@ -7,12 +7,13 @@ Lossless; a street mask takes about a hundredth of its pixels. Decoding needs no
 `np.repeat(values, lengths).reshape(height, width)`, and class areas are sums of lengths by value.
 """
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Value = TypeVar("Value", np.uint8, np.uint16)
+from segcore.run_length_kernel import Value, fill_runs, find_runs
 
 MAX_PIXELS = 2**31 - 1
 """Lengths are int32."""
@@ -35,21 +36,51 @@ def encode(mask_HW: NDArray[Value]) -> tuple[NDArray[Value], NDArray[np.int32]]:
         raise ValueError(f"mask is {mask_HW.dtype} of shape {mask_HW.shape}; expected uint8 or uint16 (H, W)")
     if not 0 < mask_HW.size <= MAX_PIXELS:
         raise ValueError(f"mask of shape {mask_HW.shape} has {mask_HW.size} pixels; expected 1 to {MAX_PIXELS}")
-    pixels = mask_HW.ravel()
-    last_of_run = np.flatnonzero(pixels[1:] != pixels[:-1])
-    ends = np.append(last_of_run, pixels.size - 1)
-    return pixels[ends], np.diff(ends, prepend=-1).astype(np.int32)
+    # room for a mask of noise; what is not written to costs no memory
+    values, lengths = np.empty(mask_HW.size, mask_HW.dtype), np.empty(mask_HW.size, np.int32)
+    num_runs = find_runs(_read_only(mask_HW.ravel()), values, lengths)
+    return values[:num_runs].copy(), lengths[:num_runs].copy()
+
+
+def join(
+    parts: Sequence[tuple[NDArray[Value], NDArray[np.int32]]],
+) -> tuple[NDArray[Value], NDArray[np.int32]]:
+    """Run lengths of a mask from those of its strips of whole rows: what `encode` gives of the whole mask.
+
+    Args:
+        parts: values and lengths of each strip from the top down; one strip or more, at most `MAX_PIXELS` together.
+    """
+    values: list[NDArray[Value]] = []
+    lengths: list[NDArray[np.int32]] = []
+    for part_values, part_lengths in parts:
+        if values and values[-1][-1] == part_values[0]:  # a run goes on from strip to strip
+            lengths[-1] = lengths[-1].copy()
+            lengths[-1][-1] += part_lengths[0]
+            part_values, part_lengths = part_values[1:], part_lengths[1:]
+        if len(part_values):
+            values.append(part_values)
+            lengths.append(part_lengths)
+    return np.concatenate(values), np.concatenate(lengths)
 
 
 def decode(values: NDArray[Value], lengths: NDArray[np.int32], *, height: int, width: int) -> NDArray[Value]:
     """Reverse `encode`.
 
     Raises:
-        ValueError: the runs do not add up to height * width pixels.
+        ValueError: the runs do not add up to height * width pixels, or a length is below 0.
     """
     if len(values) != len(lengths):
         raise ValueError(f"{len(values)} values and {len(lengths)} lengths; expected equally many")
-    found = int(lengths.sum(dtype=np.int64))
-    if found != height * width:
-        raise ValueError(f"runs hold {found} pixels; expected {height} x {width} = {height * width}")
-    return np.repeat(values, lengths).reshape(height, width)
+    pixels = np.empty(height * width, values.dtype)
+    if not fill_runs(_read_only(values), _read_only(lengths), pixels):
+        found = int(lengths.sum(dtype=np.int64))
+        negative = ", and no length below 0" if lengths.min(initial=0) < 0 else ""
+        raise ValueError(f"runs hold {found} pixels; expected {height} x {width} = {height * width}{negative}")
+    return pixels.reshape(height, width)
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written: numba compiles for read-only arrays apart, with one kind it compiles once."""
+    view = np.ascontiguousarray(array).view()
+    view.setflags(write=False)
+    return view

@@ -26,6 +26,23 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With pytest-xdist (`-n 2 --dist loadgroup`): all tests on the session's Ray in one process, before the others.
+
+    Other modules stay together, for the sake of their fixtures; only the networks' contract is spread test by test.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    needs_ray = {item: "ray_session" in getattr(item, "fixturenames", ()) for item in items}
+    modules_on_ray = {item.path for item in items if needs_ray[item]}
+    for item in items:
+        if item.path in modules_on_ray:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+        elif item.path.name != "test_contract.py":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    items.sort(key=lambda item: item.path not in modules_on_ray)  # stable: the longest part begins first
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One embedded Ray for the whole session, with more logical CPUs than cores: actors + workers + one reader fit."""

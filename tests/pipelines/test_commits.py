@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import commits, storage
-from pipelines.commits import PLAN, Run, RunSettings, ShardCommit
+from pipelines.commits import PLAN, PartFile, Run, RunSettings, ShardCommit, Snapshot
 from pipelines.tables import FAILURES, PREDICTIONS, TABLES, masks_table, rows_table
 from segcore.run_lengths import encode
 
@@ -286,7 +287,38 @@ def test_each_run_is_published_in_one_snapshot_that_lists_all_live_files(tables:
     assert snapshots[0].run_ids == ("000001", "000002") and snapshots[0].class_names == ("road", "sky")
     assert sorted(file["path"] for file in snapshots[0].files) == _visible_files(tables)
     values = storage.read_json(storage.join(tables, "snapshots", "00000002.json"))
-    assert values["num_rows"] == {"predictions": 6, "masks": 6, "failures": 6}
+    assert values["num_rows"] == {"predictions": 6, "masks": 6, "failures": 6, "deletions": 0, "comparisons": 0}
+
+
+def test_files_of_a_whole_run_are_published_with_it_and_once(tables: str) -> None:
+    run = _run()
+    commits.create_run(tables, run)
+    for shard in range(run.num_shards):
+        commits.commit(tables, _stage(tables, run, shard))
+
+    def stage(data: bytes, shards: list[ShardCommit]) -> ShardCommit:
+        assert [each.shard for each in shards] == [0, 1, 2] and _visible_files(tables), "shards are promoted before"
+        attempt = data.decode()
+        staged, path = f"_staging/000001/run/{attempt}/x.parquet", "metrics/run_date=2026-11-20/part-000001-run.parquet"
+        storage.write_atomic(storage.join(tables, staged), data)
+        file = PartFile(table="metrics", staged=staged, path=path, num_rows=1, num_bytes=3, sha256=storage.sha256(data))
+        return ShardCommit(run_id="000001", shard=commits.WHOLE_RUN, attempt=attempt, files=(file,))
+
+    start = threading.Barrier(4)
+
+    def publish(number: int) -> Snapshot:
+        start.wait()
+        return commits.publish(tables, run, stage_of_run=partial(stage, f"n-{number}".encode()))
+
+    with ThreadPoolExecutor(4) as pool:
+        snapshots = list(pool.map(publish, range(4)))
+    assert all(snapshot == snapshots[0] for snapshot in snapshots) and snapshots[0].number == 1
+    (file,) = [file for file in snapshots[0].files if file["table"] == "metrics"]
+    data = storage.read_bytes(storage.join(tables, file["path"]))
+    assert file["sha256"] == storage.sha256(data) and file["num_rows"] == 1
+    assert len(storage.list_files(storage.join(tables, "metrics"))) == 1
+    assert sorted(commits.read_commits(tables, "000001")) == [0, 1, 2]
+    assert not [uri for uri in storage.list_files(tables) if "_staging/" in uri], "losers discard their files"
 
 
 def test_a_run_with_an_open_shard_is_not_published(tables: str) -> None:

@@ -11,6 +11,7 @@ from pipelines.pages import (
     Code,
     Facts,
     Gallery,
+    LayeredPicture,
     Legend,
     Paragraph,
     Picture,
@@ -23,7 +24,7 @@ from pipelines.pages import (
 from pipelines.pictures import jpeg_bytes, png_bytes
 
 PIXELS = np.full((3, 4, 3), 90, dtype=np.uint8)
-VOID_TAGS = {"meta", "img", "br", "link"}
+VOID_TAGS = {"meta", "img", "br", "link", "input"}
 
 
 class Outline(HTMLParser):
@@ -132,6 +133,34 @@ def test_numbers_sort_by_value_and_missing_ones_below_all() -> None:
     orders = [cell.order for cell in cells]
     assert orders == sorted(orders, key=lambda order: -(order or 0))
     assert b'data-order="0.5"' in everything()
+
+
+def test_layered_pictures_have_one_slider_per_gallery_and_lie_above_each_other() -> None:
+    layered = LayeredPicture(data=jpeg_bytes(PIXELS), layer=png_bytes(PIXELS), caption="an <image>")
+    plain = Picture(data=png_bytes(PIXELS))
+    galleries = (Gallery(pictures=(layered, layered)), Gallery(pictures=(plain,)), Gallery(pictures=(plain, layered)))
+    page = outline(render_page("t", [Section(title="", blocks=galleries)]))
+    assert len([1 for tag, attributes in page.tags if tag == "input" and attributes["type"] == "range"]) == 2
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [(image["src"] or "")[:15] for image in images[:2]] == ["data:image/jpeg", "data:image/png;"]
+    assert [image["alt"] for image in images[:2]] == ["an <image>", ""], "a reader hears each image once"
+    assert page.text.count("an <image>") == 3
+
+
+def test_cells_show_their_tone_and_a_bar() -> None:
+    row = (Cell(text="a", tone="bad"), Cell(text="b", bar=0.125, tone="warn"), Cell(text="c", bar=0.0))
+    page = outline(render_page("t", [Section(title="", blocks=(Table(columns=("x", "y", "z"), rows=(row,)),))]))
+    cells = [attributes for tag, attributes in page.tags if tag == "td"]
+    assert [cell["class"] for cell in cells] == ["text bad", "text warn bar", "text bar"]
+    assert [cell.get("style") for cell in cells] == [None, "--share: 12.5%", "--share: 0.0%"]
+
+
+def test_a_legend_may_leave_ignored_pixels_out() -> None:
+    def texts(*, ignored: bool) -> list[str]:
+        legend = Legend(class_names=("road",), palette=((1, 2, 3),), ignored=ignored)
+        return outline(render_page("t", [Section(title="", blocks=(legend,))])).text
+
+    assert "ignored" in texts(ignored=True) and "ignored" not in texts(ignored=False)
 
 
 def test_equal_input_gives_equal_bytes() -> None:

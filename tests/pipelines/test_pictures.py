@@ -11,12 +11,15 @@ from pipelines.pictures import (
     confusion_heat_map,
     errors,
     fit_width,
+    indexed_png_bytes,
     iou_chart,
     jpeg_bytes,
     overlay,
     png_bytes,
     share_chart,
+    shrink_mask,
     strip,
+    trend_chart,
 )
 from segcore import IGNORE_INDEX
 
@@ -145,3 +148,28 @@ def test_share_chart_takes_shares_that_are_tiny_or_nothing() -> None:
     assert share_chart(np.zeros(3), ["a", "b", "c"], PALETTE) != data
     with pytest.raises(ValueError, match="2 shares, 3 names and 3 colours"):
         share_chart(np.zeros(2), ["a", "b", "c"], PALETTE)
+
+
+def test_an_indexed_png_holds_classes_and_shows_colours() -> None:
+    mask_HW = np.array([[0, 1, 2], [2, 2, 0]], dtype=np.uint8)
+    image = Image.open(io.BytesIO(indexed_png_bytes(mask_HW, PALETTE)))
+    assert image.mode == "P" and np.array_equal(np.asarray(image), mask_HW)
+    assert np.array_equal(np.asarray(image.convert("RGB")), colourise(mask_HW, PALETTE))
+
+
+def test_a_shrunk_mask_has_no_class_that_was_not_there() -> None:
+    mask_HW = np.zeros((40, 60), dtype=np.uint8)
+    mask_HW[:, 30:] = 2
+    small_HW = shrink_mask(mask_HW, height=7, width=10)
+    assert small_HW.shape == (7, 10) and set(np.unique(small_HW)) == {0, 2}
+
+
+def test_a_trend_has_a_bar_per_night_in_the_classes_colours() -> None:
+    shares_NC = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+    data = trend_chart(["2026-11-19 (1)", "2026-11-20 (2)"], shares_NC, ["a", "b", "c"], PALETTE)
+    pixels = decoded(data)[..., :3].reshape(-1, 3)
+    found = [int((pixels == colour).all(axis=1).sum()) for colour in PALETTE]
+    assert found[1] / sum(found) == pytest.approx(0.55, abs=0.03)
+    assert trend_chart(["n"] * 40, np.full((40, 3), 1 / 3), ["a", "b", "c"], PALETTE) != data
+    with pytest.raises(ValueError, match=r"shares of shape \(2, 3\), 1 nights, 3 names and 3 colours"):
+        trend_chart(["n"], shares_NC, ["a", "b", "c"], PALETTE)

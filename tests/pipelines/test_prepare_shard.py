@@ -97,7 +97,7 @@ def turned_image(raw: Path) -> None:
     ("spoil", "stage", "source", "reason"),
     [
         (no_label, "fetch", "labels/b.png", "cannot be read: FileNotFoundError"),
-        (text_for_image, "sniff", "images/b.jpg", "not an image: it begins with b'<html>"),
+        (text_for_image, "sniff", "images/b.jpg", "image: the file is an HTML page"),
         (half_an_image, "decode", "images/b.jpg", "image: the JPEG file is truncated or broken"),
         (half_a_label, "decode", "labels/b.png", "label: the PNG file is truncated or broken"),
         (smaller_label, "validate", "labels/b.png", "its size is 10 x 15, the image's 20 x 30 (height x width)"),

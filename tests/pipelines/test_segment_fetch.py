@@ -23,7 +23,8 @@ def _payload(uris: list[str], sizes: list[int]) -> pa.Table:
 
 def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segment_fetch, "FETCH_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(segment_fetch, "MAX_BYTES", 100)
+    monkeypatch.setattr(segment_fetch, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(segment_fetch, "MAX_SHARD_BYTES", 10)
     (tmp_path / "good.jpg").write_bytes(b"good")
     read_bytes = storage.read_bytes
     calls: list[str] = []
@@ -39,8 +40,16 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
         return read_bytes(uri)
 
     monkeypatch.setattr(storage, "read_bytes", flaky)
-    uris = [str(tmp_path / "good.jpg"), str(tmp_path / "gone.jpg"), "once", "never", str(tmp_path / "good.jpg"), "huge"]
-    fetched = from_stream(fetch_shard(_payload(uris, [4, 4, 4, 4, 5, 101]))["payload"][0].as_buffer()).to_pylist()
+    uris = [
+        str(tmp_path / "good.jpg"),
+        str(tmp_path / "gone.jpg"),
+        "once",
+        "never",
+        str(tmp_path / "good.jpg"),
+        "huge",
+        "large",
+    ]
+    fetched = from_stream(fetch_shard(_payload(uris, [4, 4, 4, 4, 5, 101, 11]))["payload"][0].as_buffer()).to_pylist()
     found = [(row["data"], row["stage"], row["error"], row["retryable"], row["attempts"]) for row in fetched]
     assert found == [
         (b"good", None, None, None, 1),
@@ -49,6 +58,7 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
         (None, "fetch", "ConnectionError", True, 3),
         (b"good", "fetch", "ValueError", True, 1),
         (None, "validate", "ValueError", False, 0),
+        (None, None, None, None, 0),  # its worker will read it where it lies
     ]
     assert fetched[4]["message"] == "it had 5 bytes when it was listed and has 4 now"
 

@@ -4,16 +4,20 @@ import io
 import json
 import subprocess
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import tables
+from pipelines.maintain import MaintainConfig, maintain
 from pipelines.tables import FAILURES, MASKS, PREDICTIONS, Footer, masks_table, parquet_bytes, rows_table
 from segcore.run_lengths import decode, encode
+from tests.pipelines.night_tables import blocky_masks, publish_night
 
 FOOTER = Footer(class_names=("road", 'größe "x"'), palette=((1, 2, 3), (255, 0, 7)), model_digest="d1", run_id="000001")
 NOW = datetime(2026, 11, 20, 3, 4, 5)
@@ -62,7 +66,7 @@ def test_the_tables_have_the_documented_columns() -> None:
     predictions = """work_id uri etag size_bytes last_modified run_id model_uri model_version model_digest config_digest
         code_commit source_height source_width source_mode orientation height width num_tiles class_pixels
         class_fraction mean_confidence p05_confidence mean_entropy mean_margin class_confidence decode_ms infer_ms
-        encode_ms created_at notes"""
+        encode_ms created_at notes mean_brightness"""
     failures = """work_id uri etag stage error message first_bytes_hex size_bytes attempts retryable run_id
         created_at"""
     assert PREDICTIONS.names == predictions.split()
@@ -85,6 +89,19 @@ def test_masks_are_compressed_by_byte_streams_in_row_groups_of_256() -> None:
         values, run_lengths = np.array(row["values"], np.uint8), np.array(row["lengths"], np.int32)
         decoded_HW = decode(values, run_lengths, height=row["height"], width=row["width"])
         np.testing.assert_array_equal(decoded_HW, mask_HW)
+
+
+def test_large_masks_fill_smaller_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetching one decodes a whole group."""
+    monkeypatch.setattr(tables, "RUNS_PER_ROW_GROUP", 100)
+    num_runs = [30, 40, 30, 1, 99, 1, 250, 5]
+    runs = [(np.arange(count).astype(np.uint8) % 2, np.ones(count, np.int32)) for count in num_runs]
+    masks = masks_table([str(index) for index in range(8)], [(1, count) for count in num_runs], runs)
+    metadata = pq.read_metadata(io.BytesIO(parquet_bytes("masks", masks, FOOTER)))
+    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    assert rows == [3, 2, 1, 1, 1]
+    empty = pq.ParquetFile(io.BytesIO(parquet_bytes("masks", masks.slice(0, 0), FOOTER)))
+    assert empty.metadata.num_rows == 0 and empty.schema_arrow.names == MASKS.names
 
 
 def test_a_row_that_does_not_fit_the_schema_is_refused() -> None:
@@ -153,3 +170,21 @@ def test_duckdb_pandas_and_pyarrow_read_the_tables_without_this_package(tmp_path
     assert found["footer"]["segpipe.ignore_index"] == "255"
     assert found["footer"]["segpipe.model_digest"] == "d1"
     assert found["footer"]["segpipe.table"] == "masks"
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_class_areas_of_a_night_come_from_the_masks_alone_by_the_documented_query(tmp_path: Path, merged: bool) -> None:
+    nights = ("2026-11-20", "2026-11-21")
+    for number, day in enumerate(nights):
+        night = {f"{day}-{index}": mask for index, mask in enumerate(blocky_masks(7, seed=number))}
+        publish_night(str(tmp_path), f"{number + 1:06d}", night, run_date=day, images_per_shard=3)
+    if merged:
+        config = MaintainConfig(tables=str(tmp_path), compact=True, expire_snapshots_days=1, apply=True)
+        for days in (0, 2):
+            maintain(config, now=datetime.now(UTC) + timedelta(days=days))
+        assert [path.name[:7] for path in tmp_path.glob("masks/*/*.parquet")] == ["merged-"] * 2
+    blocks = [block for block in (tables.__doc__ or "").split("\n\n") if block.lstrip().startswith("SELECT class")]
+    queries = [block.replace("'tables/", f"'{tmp_path}/").replace(nights[0], nights[1]) for block in blocks]
+    by_masks, by_predictions = (duckdb.sql(query).fetchall() for query in queries)
+    pixels_C = np.bincount(np.concatenate([mask.ravel() for mask in blocky_masks(7, seed=1)]))
+    assert by_masks == by_predictions == list(enumerate(pixels_C.tolist()))

@@ -267,3 +267,12 @@ def test_mlflow_stays_quiet(store: str, caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level(logging.INFO), open_run("quiet"):
         pass
     assert [record for record in caplog.records if record.name.startswith(("mlflow", "alembic"))] == []
+
+
+@pytest.mark.slow
+def test_two_processes_may_open_a_new_sqlite_file_at_once(tmp_path: Path) -> None:
+    code = f"from pipelines import tracking; tracking.connect('sqlite:///{tmp_path / 'new.db'}')"
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors.decode()[-2000:]

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from pipelines import storage, tracking
 from pipelines import train as train_module
 from pipelines.checkpoints import WEIGHTS_FILE, load_model
+from pipelines.references import read_reference
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.models import DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
@@ -74,6 +75,10 @@ def test_a_run_ends_with_a_model_folder_and_a_registered_version(base: TrainConf
     assert finished.model_uri == "models:/tiny/1"
     assert tracking.resolve_model("models:/tiny@challenger").folder_uri == finished.model_folder
     assert "val mIoU" in finished.closing_line and finished.model_folder in finished.closing_line
+    reference = read_reference(finished.model_folder)
+    assert reference is not None and reference.split == "val" and reference.num_images > 0
+    assert reference.class_names == bundle.card.class_names
+    assert reference.dataset_digest == bundle.card.dataset_digest
 
 
 def test_every_epoch_is_logged_once_and_the_loss_falls(finished: TrainResult) -> None:
@@ -151,6 +156,7 @@ def test_a_killed_worker_costs_no_epoch_and_changes_nothing(
     assert [step for step, _ in history(result.run_id, "train/loss")] == list(range(EPOCHS))
     assert history(result.run_id, "val/mean_iou") == history(finished.run_id, "val/mean_iou")
     assert result.model_digest == finished.model_digest
+    assert read_reference(result.model_folder) == read_reference(finished.model_folder)
     assert result.best_epoch == finished.best_epoch
 
 

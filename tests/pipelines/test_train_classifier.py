@@ -14,7 +14,8 @@ from pipelines.checkpoints import load_model, read_card
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
 from pipelines.manifests import MANIFEST
-from pipelines.segment import SegmentConfig, segment
+from pipelines.segment import segment
+from pipelines.segment_config import SegmentConfig
 from pipelines.train import TrainConfig, TrainResult, train
 from pipelines.training_inputs import initial_state, open_inputs
 from segcore.classifier import ClassifierConfig

@@ -32,19 +32,20 @@ def check(found: ClassMap, p_CHW: Tensor, *, rtol: float = 1e-6) -> None:
     largest_HW, argmax_HW = p_CHW.max(dim=0)
     np.testing.assert_array_equal(found.classes_HW, argmax_HW.numpy())
     assert found.classes_HW.dtype == np.uint8
-    np.testing.assert_allclose(found.mean_confidence, largest_HW.mean(), rtol=rtol)
+    statistics = found.statistics
+    np.testing.assert_allclose(statistics.mean_confidence, largest_HW.mean(), rtol=rtol)
     entropy = -torch.special.xlogy(p_CHW, p_CHW).sum(dim=0).mean()
-    np.testing.assert_allclose(found.mean_entropy, entropy, rtol=10 * rtol, atol=1e-6)
+    np.testing.assert_allclose(statistics.mean_entropy, entropy, rtol=10 * rtol, atol=1e-6)
     ordered = p_CHW.sort(dim=0, descending=True).values
     second = ordered[1] if num_classes > 1 else torch.zeros_like(largest_HW)
-    np.testing.assert_allclose(found.mean_margin, (ordered[0] - second).mean(), rtol=rtol, atol=1e-7)
+    np.testing.assert_allclose(statistics.mean_margin, (ordered[0] - second).mean(), rtol=rtol, atol=1e-7)
     low = largest_HW.flatten().kthvalue(math.ceil(0.05 * largest_HW.numel())).values
-    np.testing.assert_allclose(found.low_confidence, low, atol=0.51 / CONFIDENCE_BINS)
+    np.testing.assert_allclose(statistics.low_confidence, low, atol=0.51 / CONFIDENCE_BINS)
     for c in range(num_classes):
         here = argmax_HW == c
-        assert found.class_pixels_C[c] == int(here.sum())
+        assert statistics.class_pixels_C[c] == int(here.sum())
         expected = largest_HW[here].mean() if here.any() else math.nan
-        np.testing.assert_allclose(found.class_confidence_C[c], expected, rtol=rtol)
+        np.testing.assert_allclose(statistics.class_confidence_C[c], expected, rtol=rtol)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -84,7 +85,7 @@ def test_certain_pixels_and_impossible_classes(way: str) -> None:
     logits[2] = -math.inf
     found = class_map(logits, are_logits=True, height=HEIGHT, width=37)
     check(found, logits.double().softmax(dim=0))
-    assert found.mean_confidence > 0.99
+    assert found.statistics.mean_confidence > 0.99
     p_CHW = torch.zeros(5, HEIGHT, 37)
     p_CHW[3] = 1
     check(class_map(p_CHW, are_logits=False, height=HEIGHT, width=37), p_CHW.double())
@@ -93,8 +94,8 @@ def test_certain_pixels_and_impossible_classes(way: str) -> None:
 def test_of_equal_classes_the_first_is_predicted(way: str) -> None:
     found = class_map(torch.full((5, HEIGHT, 37), 2.5), are_logits=True, height=HEIGHT, width=37)
     assert not found.classes_HW.any()
-    np.testing.assert_allclose(found.mean_entropy, math.log(5), rtol=1e-6)
-    np.testing.assert_allclose(found.mean_margin, 0, atol=1e-7)
+    np.testing.assert_allclose(found.statistics.mean_entropy, math.log(5), rtol=1e-6)
+    np.testing.assert_allclose(found.statistics.mean_margin, 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -85,15 +85,7 @@ def test_predictions_and_statistics_equal_the_long_way(num_classes: int) -> None
     found = predict(model, images, mean=MEAN, std=STD, config=InferenceConfig())
     p_NCHW = _naive_probabilities(model, images).double()
     for image, p_CHW in enumerate(p_NCHW):
-        of_image = ClassMap(
-            classes_HW=found.predictions_NHW[image],
-            class_pixels_C=found.class_pixels_NC[image],
-            mean_confidence=found.mean_confidence_N[image],
-            low_confidence=found.low_confidence_N[image],
-            mean_entropy=found.mean_entropy_N[image],
-            mean_margin=found.mean_margin_N[image],
-            class_confidence_C=found.class_confidence_NC[image],
-        )
+        of_image = ClassMap(classes_HW=found.predictions_NHW[image], statistics=found.statistics(image))
         check(of_image, p_CHW, rtol=1e-5)
 
 
