@@ -9,7 +9,7 @@ r"""Export masks of jobs/segment.py for other tools: indexed PNGs, COCO run leng
 Reads: the newest snapshot of the tables; --where and --order-by are SQL on the columns of predictions.
 Writes: OUTPUT/<image's path>.png or .geojson, or OUTPUT/coco.json; images.csv (the chosen images, in order);
 manifest.json last. PNG and COCO hold the masks' exact pixels, simplified GeoJSON does not.
-Takes: 10 to 100 ms of one core per megapixel; runs on the driver alone.
+Takes: 10 to 50 ms of one core per megapixel; runs on the driver alone.
 """
 
 import tyro

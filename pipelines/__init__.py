@@ -4,7 +4,7 @@
 2. `fit_label_pca`  prepared labels        -> label PCA: basis, eigenvalues, recovery scores, `manifest.json`
 3. `train`          prepared dataset, recipe, label PCA -> model folder, MLflow run, registered version
 4. `evaluate`       model, prepared split  -> scores, per-image table, pictures
-5. `segment`        model, image bucket    -> mask, prediction and failure tables, snapshot
+5. `segment`        model, image bucket    -> tables of masks, predictions, failures, deletions; snapshot
 6. `compare`        MLflow runs            -> one table, one page
 
 Beside them, on the tables of `segment`: `maintain` drops old masks and merges small files; `export` gives masks to

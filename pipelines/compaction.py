@@ -158,7 +158,7 @@ def plan_merges(snapshot: Snapshot, *, target_bytes: int) -> list[Merge]:
 def write_merged(tables: str, merge: Merge, snapshot: Snapshot) -> Change:
     """Write the merged file where no glob looks, or find it there.
 
-    Masks are sorted by work id, so that one is found by the footer's statistics; other rows stay in the plan's order.
+    Masks are sorted by work id and other rows by URI, so that the footer's statistics tell where some can lie.
 
     Raises:
         ValueError: a file is not what the snapshot says, or of a newer version.
@@ -254,6 +254,9 @@ def _merged_bytes(tables: str, merge: Merge, snapshot: Snapshot) -> bytes:
     )
     if merge.table == "masks":
         parts = _sorted_masks(parts, schema, _bucket_edges([data for _, data in contents]))
+    else:
+        rows = pa.concat_tables(parts)
+        parts = [rows.sort_by("uri") if "uri" in schema.names else rows]
     footer = Footer(
         class_names=snapshot.class_names,
         palette=snapshot.palette,

@@ -48,7 +48,7 @@ def deleted_hashes(tables: str, snapshot: Snapshot, prefix: str) -> NDArray[np.u
         hashes.append(uri_hashes(rows["uri"]))
         runs.append(run_numbers(rows))
         deleted.append(pc.equal(rows["reason"], "deleted").to_numpy().astype(np.bool_))
-    all_hashes = np.concatenate(hashes)
+    all_hashes: NDArray[np.uint64] = np.concatenate(hashes)
     newest = newest_of_each(all_hashes, np.concatenate(runs))
     gone: NDArray[np.uint64] = all_hashes[newest][np.concatenate(deleted)[newest]]
     return gone

@@ -92,7 +92,7 @@ class GeojsonConfig:
     """Take the transform from the world file beside each image (a.jgw of a.jpg, or a.wld)."""
     simplify_px: float = 1.0
     """How far lines may stray from the pixels' edges; neighbouring classes then overlap or leave gaps that wide. 0
-    follows every pixel, and makes files ten times larger."""
+    follows every pixel, and makes files several times larger."""
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""

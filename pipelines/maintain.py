@@ -41,7 +41,7 @@ from pipelines.progress import progress
 from pipelines.table_reader import open_snapshot
 from pipelines.tables import SCHEMAS
 
-PART_NAME = re.compile(r"part-(\d{6,})-\d+\.parquet|merged-(\d{6,})-(\d{6,})-[0-9a-f]{16}\.parquet")
+PART_NAME = re.compile(r"part-(\d{6,})-(?:\d+|run)\.parquet|merged-(\d{6,})-(\d{6,})-[0-9a-f]{16}\.parquet")
 UNFINISHED_NAME = re.compile(r"\..*" + re.escape(storage.UNFINISHED_SUFFIX))
 MEGABYTE = 10**6
 

@@ -1,7 +1,7 @@
 """The table `metrics`: one row per run and camera, and one for the whole run, with its drift (see `pipelines.drift`).
 
 A camera is a prefix: the first folders of an image's URI below the listed one. The rows are computed from the
-committed parts of `predictions` and `failures`, a row group in memory at a time, after all shards of a run and before
+committed parts of `predictions` and `failures`, some files in memory at a time, after all shards of a run and before
 its snapshot. They are staged, committed and promoted as a shard's rows are (`commits.publish`): exactly once.
 """
 
@@ -21,9 +21,9 @@ from pipelines.checkpoints import KIND
 from pipelines.commits import WHOLE_RUN, PartFile, RunSettings, ShardCommit, Snapshot
 from pipelines.drift import Band, band, class_psi_chance, class_shares, js_distance, psi, psi_chance, worst_band
 from pipelines.manifests import read_manifest
-from pipelines.night_statistics import PREDICTION_COLUMNS, Night, Statistics
+from pipelines.night_statistics import PREDICTION_COLUMNS, Night, Statistics, run_pieces
 from pipelines.references import QUANTITIES, ModelReference, read_reference
-from pipelines.table_reader import read_batches, read_table, table_files
+from pipelines.table_reader import read_table, table_files
 from pipelines.tables import METRICS, parquet_bytes, rows_table
 
 logger = logging.getLogger(__name__)
@@ -85,19 +85,19 @@ def stage_metrics(
     committed = _as_snapshot(settings, shards)
     reference = run_reference(settings)
     night = Night(settings, reference, prefix_depth=prefix_depth)
-    for batch in read_batches(tables, "predictions", columns=PREDICTION_COLUMNS, snapshot=committed):
-        night.add_predictions(pa.Table.from_batches([batch]))
-    for batch in read_batches(tables, "failures", columns=("uri",), snapshot=committed):
-        night.add_failures(batch["uri"].to_pylist())
-    rows = [metrics_row(settings, None, night.total(), reference)]
-    rows += [metrics_row(settings, name, night.by_prefix[name], reference) for name in sorted(night.by_prefix)]
-    data = parquet_bytes("metrics", rows_table("metrics", rows), settings.footer)
+    for rows, _ in run_pieces(tables, "predictions", settings.run_id, committed, PREDICTION_COLUMNS):
+        night.add_predictions(rows)
+    for rows, _ in run_pieces(tables, "failures", settings.run_id, committed, ("uri",)):
+        night.add_failures(rows["uri"].to_pylist())
+    found = [metrics_row(settings, None, night.total(), reference)]
+    found += [metrics_row(settings, name, night.by_prefix[name], reference) for name in sorted(night.by_prefix)]
+    data = parquet_bytes("metrics", rows_table("metrics", found), settings.footer)
     attempt = secrets.token_hex(6)
     file = PartFile(
         table="metrics",
         staged=f"_staging/{settings.run_id}/run/{attempt}/metrics.parquet",
         path=f"metrics/run_date={settings.run_date}/part-{settings.run_id}-run.parquet",
-        num_rows=len(rows),
+        num_rows=len(found),
         num_bytes=len(data),
         sha256=storage.sha256(data),
     )

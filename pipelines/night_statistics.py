@@ -1,14 +1,21 @@
-"""Sums over a night's images by camera, from which the table `metrics` is computed. Two of them add up."""
+"""A run's rows, piece by piece, and sums over them by camera, from which the table `metrics` is computed."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.commits import RunSettings
+from pipelines.commits import STORE_THREADS, RunSettings, Snapshot
 from pipelines.references import QUANTITIES, ModelReference
+from pipelines.table_reader import read_batches, read_table, table_files
+
+MAX_ROWS_AT_ONCE = 4096
+"""Files with more rows are read row group by row group."""
 
 MAX_PREFIXES = 1000
 OTHER_PREFIXES = "(others)"
@@ -23,6 +30,45 @@ PREDICTION_COLUMNS = (
     "height",
     "width",
 )
+
+
+def run_pieces(
+    tables: str, name: str, run_id: str, snapshot: Snapshot, columns: Sequence[str]
+) -> Iterator[tuple[pa.Table, str]]:
+    """A run's rows in the snapshot's order, a file or less at a time, and each file's path; empty pieces are left out.
+
+    The next files are read in threads meanwhile, since a store takes its time to open each.
+
+    Args:
+        tables: URI of the tables' folder.
+        name: of the table.
+        run_id: of the run.
+        snapshot: that lists its files.
+        columns: of the table.
+    """
+    waiting: deque[tuple[Future[pa.Table], str]] = deque()
+    with ThreadPoolExecutor(STORE_THREADS) as pool:
+        for file in table_files(snapshot, name, run_id=run_id):
+            one = dataclasses.replace(snapshot, files=(file,))  # the reader does not tell which file a row was in
+            if file["num_rows"] > MAX_ROWS_AT_ONCE:
+                while waiting:
+                    yield from _done(*waiting.popleft())
+                for batch in read_batches(tables, name, columns=columns, run_id=run_id, snapshot=one):
+                    if batch.num_rows:
+                        yield pa.Table.from_batches([batch]), file["path"]
+                continue
+            read = pool.submit(read_table, tables, name, columns=columns, run_id=run_id, snapshot=one)
+            waiting.append((read, file["path"]))
+            if len(waiting) > STORE_THREADS:
+                yield from _done(*waiting.popleft())
+        while waiting:
+            yield from _done(*waiting.popleft())
+
+
+def _done(read: Future[pa.Table], path: str) -> Iterator[tuple[pa.Table, str]]:
+    rows = read.result()
+    if rows.num_rows:
+        yield rows, path
 
 
 @dataclass(slots=True, eq=False)

@@ -1,9 +1,8 @@
-"""What the page of a run says of its images and failures: one pass over its rows, a row group in memory at a time."""
+"""What the page of a run says of its images and failures: one pass over its rows, some files in memory at a time."""
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.commits import Snapshot
-from pipelines.table_reader import read_batches, table_files
+from pipelines.night_statistics import run_pieces
 
 SAMPLE_COLUMNS = ("work_id", "uri", "height", "width", "mean_confidence", "class_fraction", "notes")
 """What a sample's row holds."""
@@ -105,7 +104,7 @@ def read_predictions(
         also: called with the rows (`COLUMNS`) of each piece, and the path of the file that they are in.
     """
     totals = RunTotals(class_pixels_C=np.zeros(len(snapshot.class_names), dtype=np.int64))
-    for rows, path in _pieces(tables, "predictions", run_id, snapshot, COLUMNS):
+    for rows, path in run_pieces(tables, "predictions", run_id, snapshot, COLUMNS):
         totals.add(rows)
         for visit in also:
             visit(rows, path)
@@ -115,7 +114,7 @@ def read_predictions(
 def read_failures(tables: str, run_id: str, snapshot: Snapshot) -> list[FailureReason]:
     """A run's failures by reason, the most frequent first; what comes after `MAX_REASONS` reasons is one."""
     reasons: dict[tuple[str, str, str], FailureReason] = {}
-    for rows, _ in _pieces(tables, "failures", run_id, snapshot, FAILURE_COLUMNS):
+    for rows, _ in run_pieces(tables, "failures", run_id, snapshot, FAILURE_COLUMNS):
         for row in rows.to_pylist():
             key = (row["stage"], row["error"], _VARYING.sub("*", row["message"]))
             if key not in reasons and len(reasons) >= MAX_REASONS:
@@ -126,15 +125,3 @@ def read_failures(tables: str, run_id: str, snapshot: Snapshot) -> list[FailureR
             if len(reason.samples) < SAMPLES_PER_REASON:
                 reason.samples.append(row)
     return sorted(reasons.values(), key=lambda reason: -reason.count)
-
-
-def _pieces(
-    tables: str, name: str, run_id: str, snapshot: Snapshot, columns: Sequence[str]
-) -> Iterator[tuple[pa.Table, str]]:
-    """Rows of a run, and the path of their file; empty pieces are left out."""
-    for file in table_files(snapshot, name, run_id=run_id):
-        # One file at a time, since the reader does not tell which file a row was in.
-        one = dataclasses.replace(snapshot, files=(file,))
-        for batch in read_batches(tables, name, columns=columns, run_id=run_id, snapshot=one):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch]), file["path"]

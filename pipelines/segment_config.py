@@ -59,7 +59,8 @@ class SegmentConfig:
     decode_threads: int = 2
     """Threads of each actor that decode images beside the network."""
     image_seconds: float = 60.0
-    """Seconds that decoding one image may take before it ends in the failures table; of one in tiles, each of them.
+    """Seconds that decoding one image may take before it ends in the failures table; of one in tiles, each of them. An
+    image too large to be shown whole that is decoded at once (JPEG, PNG) has as many times longer as it is larger.
     Files above 64 MiB are read in this time too."""
     batch_size: int = 0
     """Images of one size per network call; 0 = 1 on a CPU, where more only leave its cache, and 8 on a GPU."""

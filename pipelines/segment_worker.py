@@ -219,7 +219,7 @@ class ShardSegmenter:
         try:
             item = self.decoders.result(call)
         except TimeoutError:
-            failure = failure_of(self._stopped_waiting(item, attempt), stage="decode")
+            failure = failure_of(self._stopped_waiting(item, attempt, seconds=call.seconds), stage="decode")
             item = dataclasses.replace(item, data=b"", failure=failure)  # a thread still has the original
         if item.failure is not None:
             rows.add_failure(item)
@@ -228,11 +228,9 @@ class ShardSegmenter:
         else:
             yield item
 
-    def _stopped_waiting(self, item: WorkItem, attempt: Attempt) -> TimeoutError:
+    def _stopped_waiting(self, item: WorkItem, attempt: Attempt, *, seconds: float) -> TimeoutError:
         """Note that a thread is stuck with an image, and end this process where there are too many such threads."""
-        error = TimeoutError(
-            f"decoding took more than {self.job.image_seconds:g} s; if this machine is slow, raise --image-seconds"
-        )
+        error = TimeoutError(f"decoding took more than {seconds:g} s; if this machine is slow, raise --image-seconds")
         attempt.stopped_waiting(item.planned["work_id"], str(error))
         if attempt.is_careful or self.decoders.num_abandoned > MAX_ABANDONED_THREADS:
             self._give_up()
@@ -293,16 +291,23 @@ class ShardSegmenter:
         return [_Seen(item=item, found=maps.get(item.place), notes=notes) for item in items]
 
     def _read(self, attempt: Attempt, item: WorkItem, read: Callable[[], T]) -> T:
-        """Open a file for tiles, or read one of them, in the threads that decode and with their time limit."""
+        """Open a file for tiles, or read one of them, in the threads that decode and with their time limit.
+
+        Where all of an image is decoded at once, it has as many times longer as it has more pixels than one that is
+        shown whole; before it is open, as the largest image has.
+        """
+        num_pixels = item.windows.pixels_at_once if item.windows else self.job.max_pixels
+        times = max(1.0, num_pixels / self.job.whole_px)
 
         def timed() -> T:
             with self.timer.stage("decode"):
                 return read()
 
+        call = self.decoders.submit(timed, times=times)
         try:
-            return self.decoders.result(self.decoders.submit(timed))
+            return self.decoders.result(call)
         except TimeoutError:
-            raise self._stopped_waiting(item, attempt) from None
+            raise self._stopped_waiting(item, attempt, seconds=call.seconds) from None
 
     def _predict(self, batch: list[WorkItem]) -> Predictions | Failure:
         """Returns before anything else is tried: an exception keeps the failed batch's activations alive."""

@@ -77,6 +77,9 @@ MASKS_PER_ROW_GROUP = 256  # one huge row group makes fetching one mask 300 time
 RUNS_PER_ROW_GROUP = 2**18
 """Masks of large images fill fewer rows: one mask is fetched by decoding the row group it is in, 5 bytes a run."""
 
+ROWS_PER_ROW_GROUP = 2**13
+"""Of the other tables, once merged: a plan reads only the row groups in whose range of URIs its images lie."""
+
 _INSTANT = pa.timestamp("us")  # UTC; not marked so, because DuckDB's Python client then wants pytz to hand rows out
 
 
@@ -324,7 +327,7 @@ def parquet_bytes_of_parts(name: str, parts: Iterable[pa.Table], footer: Footer,
     ) as writer:
         for table in parts:
             for group in _mask_groups(table) if is_masks else [table]:
-                writer.write_table(group)  # one row group
+                writer.write_table(group, row_group_size=ROWS_PER_ROW_GROUP)  # a group of masks has fewer rows
     return sink.getvalue()
 
 

@@ -16,7 +16,8 @@ T = TypeVar("T")
 class TimedCall(Generic[T]):
     """A call that waits for a thread, is in work, or is done; `TimedThreads.result` gives what it returned."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, work: Callable[[], T], seconds: float) -> None:
+        self.seconds = seconds
         self.future: Future[T] = Future()
         self.began: float | None = None
         self.is_abandoned = False
@@ -56,9 +57,9 @@ class TimedThreads:
         with self._lock:
             return sum(call.is_abandoned for call in self._in_work)
 
-    def submit(self, work: Callable[[], T]) -> TimedCall[T]:
-        """Queue a call."""
-        call = TimedCall(work)
+    def submit(self, work: Callable[[], T], *, times: float = 1.0) -> TimedCall[T]:
+        """Queue a call, which may take a number of times the limit."""
+        call = TimedCall(work, times * self._seconds)
         self._queue.put(call)
         return call
 
@@ -75,14 +76,15 @@ class TimedThreads:
                 if call.future.done():  # the call's own
                     raise
             self._abandon_overdue()
-        raise TimeoutError(f"{self._name}: it took more than {self._seconds:g} s")
+        raise TimeoutError(f"{self._name}: it took more than {call.seconds:g} s")
 
     def _abandon_overdue(self) -> None:
         """Of all calls: where every thread is stuck, a call waits for one whose own waiter may be busy elsewhere."""
-        limit = monotonic() - self._seconds
+        now = monotonic()
         with self._lock:
             for call in self._in_work:
-                if not call.is_abandoned and call.began is not None and call.began < limit and not call.future.done():
+                is_overdue = call.began is not None and now - call.began > call.seconds
+                if is_overdue and not call.is_abandoned and not call.future.done():
                     call.is_abandoned = True
                     self._start_thread()
 

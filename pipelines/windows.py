@@ -36,7 +36,7 @@ from pipelines.images import (
     source_mode,
 )
 from pipelines.jpeg_files import load_jpeg
-from pipelines.tiff_pieces import TiffPieces
+from pipelines.tiff_pieces import MAX_PIECE_PIXELS, TiffPieces
 
 MAX_FILE_BYTES = 2**33
 """8 GiB: twice a billion pixels of 8-bit RGB, uncompressed."""
@@ -47,6 +47,7 @@ MAX_DECODED_BYTES = 3 * 2**30
 HEAD_BYTES = 1024
 """Of a file, enough to tell what it is, a PNG's bit depth and a WebP's size."""
 
+_MAX_NOTES = 16  # of indices beyond a palette there may be one in each window
 _TURNED = (5, 6, 7, 8)
 _UPSIDE_DOWN = (3, 4, 6, 7)
 _MIRRORED = (2, 3, 7, 8)
@@ -100,6 +101,13 @@ class ImageWindows:
     _pixel_notes: list[str] | None = None
 
     @property
+    def pixels_at_once(self) -> int:
+        """The most that one `read` may have to decode."""
+        if isinstance(self.stored, TiffPieces):
+            return MAX_PIECE_PIXELS
+        return self.height * self.width
+
+    @property
     def notes(self) -> list[str]:
         return [*self.header_notes, *(self._pixel_notes or ())]
 
@@ -125,7 +133,8 @@ class ImageWindows:
             pixels_hw3 = pixels_hw3[:, ::-1]
         if self.turn in _TURNED:
             pixels_hw3 = pixels_hw3.swapaxes(0, 1)
-        self._pixel_notes = notes_of_parts([notes] if self._pixel_notes is None else [self._pixel_notes, notes])
+        parts = [notes] if self._pixel_notes is None else [self._pixel_notes, notes]
+        self._pixel_notes = notes_of_parts(parts)[:_MAX_NOTES]
         self.read_seconds += time.perf_counter() - started
         return pixels_hw3
 

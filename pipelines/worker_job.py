@@ -20,7 +20,7 @@ class WorkerJob:
         batch_size: largest number of images per network call.
         threads: CPU threads of a worker's network.
         decode_threads: of a worker.
-        image_seconds: time limit of decoding one image, or one tile.
+        image_seconds: time limit of decoding one image that is shown whole, or one tile.
         use_gpu: one GPU per worker.
         max_pixels: of an image.
     """

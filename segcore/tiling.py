@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 MAX_BAND_BYTES = 2**31
 """Of the logits that wait for the next row of tiles: 128 rows of 20,000 pixels and 150 classes take 1.5 GB."""
 
-_ERRORS = (RuntimeError, ValueError, MemoryError)  # PyTorch's out-of-memory errors are RuntimeErrors
+_ENCODED_PIXELS = 2**20
+"""At once: the room that `encode` takes for a mask of noise stays small."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -116,8 +117,7 @@ def predict_tiled(
         busy: entered while the network works, and not while it waits for tiles.
 
     Yields:
-        Each image with its map, or with what was wrong: what `read` raised, or a RuntimeError, ValueError or
-        MemoryError of the network. Mostly in the order of `images`.
+        Each image with its map, or with what `read` or the network raised. Mostly in the order of `images`.
 
     Raises:
         ValueError: the members cannot be shown tiles (`why_not_tiled`).
@@ -202,7 +202,8 @@ class _Sweep:
         self.sums.add(sums)
         if left + width == self.image.width:
             started = time.perf_counter()
-            self.runs.append(encode(self.classes_rW))
+            step = max(1, _ENCODED_PIXELS // self.image.width)
+            self.runs += [encode(self.classes_rW[start : start + step]) for start in range(0, rows, step)]
             self.encode_seconds += time.perf_counter() - started
 
     def _check_budget(self, num_classes: int) -> None:
@@ -331,7 +332,7 @@ def _added(tile: _Tile, logits_Chw: Tensor, num_inputs: int, *, network_seconds:
         blending_seconds = time.perf_counter() - started - (sweep.encode_seconds - encoded)
         sweep.infer_seconds += network_seconds + blending_seconds
         return sweep.result() if is_last else None
-    except _ERRORS as error:
+    except Exception as error:  # the image's, whatever it is
         return error.with_traceback(None)
 
 
@@ -353,7 +354,7 @@ def _logits(members: Sequence[Member], batch: list[_Tile]) -> tuple[Tensor, NDAr
     images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
     try:
         return ensemble_logits(members, images_N3HW, image_ids=[tile.sweep.image.image_id for tile in batch])
-    except _ERRORS as error:
+    except Exception as error:  # out of memory, most likely
         failed = error.with_traceback(None)
     if next(members[0].model.parameters()).device.type == "cuda":
         # Raises where the device itself is broken for this process: every later image would fail too.

@@ -18,7 +18,15 @@ Mask = NDArray[np.uint8]
 CLASS_NAMES = ("road", "sky", "tree", "car")
 PALETTE = ((128, 64, 128), (70, 130, 180), (107, 142, 35), (0, 0, 142))
 NOW = datetime(2026, 11, 20, 3, 0, 0)
-DEFAULTS: dict[str, Any] = {"string": "x", "int64": 7, "int32": 1, "float": 0.5, "bool": False, "timestamp[us]": NOW}
+DEFAULTS: dict[str, Any] = {
+    "string": "x",
+    "int64": 7,
+    "int32": 1,
+    "float": 0.5,
+    "double": 0.5,
+    "bool": False,
+    "timestamp[us]": NOW,
+}
 
 
 def blocky_masks(count: int, *, seed: int, height: int = 12, width: int = 18) -> list[Mask]:

@@ -175,20 +175,6 @@ def test_merged_files_hold_one_table_and_night_and_name_their_runs_and_models(
         assert of_run and all(work_id.startswith("000003-") for work_id in of_run)
 
 
-def test_small_files_are_cut_into_groups_of_the_target_size() -> None:
-    files = [
-        {"table": "masks", "path": f"masks/run_date={day}/part-000001-{shard:05d}.parquet", "num_bytes": size}
-        | {"num_rows": 1, "run_id": "000001"}
-        for day in DAYS
-        for shard, size in enumerate((40, 30, 60, 20, 45, 30, 49, 3))
-    ]
-    snapshot = commits.Snapshot(number=1, run_ids=("000001",), files=tuple(files), class_names=(), palette=())
-    merges = plan_merges(snapshot, target_bytes=100)
-    sizes = [[file["num_bytes"] for file in merge.files] for merge in merges]
-    assert sizes == 2 * [[40, 30, 20], [45, 30], [49, 3]]  # 60 is large enough already
-    assert len({merge.path for merge in merges}) == 6
-
-
 def test_masks_of_old_nights_are_dropped_and_their_predictions_stay(tables: str) -> None:
     config = MaintainConfig(tables=tables, drop_masks_older_than_days=OLD_MASKS, apply=True)
     before = _snapshot_rows(tables)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import commits, storage
+from pipelines import commits, night_statistics, storage
 from pipelines.run_page import write_quiet_page, write_run_page
 from pipelines.run_page_rows import read_failures, read_predictions
 from pipelines.run_page_samples import SampleChooser, SampleCounts
@@ -79,6 +79,26 @@ def test_sums_are_of_this_run_alone(nights: Nights) -> None:
         ("decode", 2, 0), ("sniff", 1, 1)
     ]  # fmt: skip
     assert [row["uri"] for row in reasons[0].samples] == ["bucket/broken.jpg", "bucket/halved.jpg"]
+
+
+def test_large_files_are_read_piece_by_piece_to_the_same_end(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = commits.newest_snapshot(nights.tables)
+
+    def seen() -> list[tuple[str, str]]:
+        rows: list[tuple[str, str]] = []
+        totals = read_predictions(
+            nights.tables,
+            "000002",
+            snapshot,
+            also=(lambda piece, path: rows.extend((work_id, path) for work_id in piece["work_id"].to_pylist()),),
+        )
+        assert totals.num_images == len(rows) == 5
+        return rows
+
+    whole = seen()
+    monkeypatch.setattr(night_statistics, "MAX_ROWS_AT_ONCE", 2)
+    assert seen() == whole
+    assert len({path for _, path in whole}) == 2
 
 
 def test_the_page_says_what_ran_what_failed_and_what_it_took(nights: Nights, tmp_path: Path) -> None:

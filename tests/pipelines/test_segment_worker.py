@@ -333,7 +333,9 @@ def test_an_image_in_tiles_whose_reading_does_not_end_is_left_behind(
     def reading(windows: ImageWindows, rows: slice, columns: slice) -> NDArray[np.uint8]:
         pixels_HW3 = read(windows, rows, columns)
         if np.array_equal(pixels_HW3, stuck):
-            clock.skip(LIMIT + 1)
+            clock.skip(LIMIT + 1)  # not too long yet: it has 48 * 64 / (40 * 56) times as long
+            assert not over.wait(timeout=0.1)
+            clock.skip(LIMIT)
             over.wait(timeout=60)
         return pixels_HW3
 
@@ -342,6 +344,7 @@ def test_an_image_in_tiles_whose_reading_does_not_end_is_left_behind(
     assert (report["num_images"], report["num_failures"]) == (5, 1)
     (row,) = failures_of(first)
     assert (row["uri"], row["stage"], row["error"], row["retryable"]) == (uris[2], "decode", "TimeoutError", False)
+    assert f"decoding took more than {LIMIT * 48 * 64 / (40 * 56):g} s" in row["message"]
     following = attempts.begin(first.job.tables, first.job.settings.run_id, 0)
     assert following.failure("w2") is not None, "later attempts leave it alone"
     over.set()

@@ -19,6 +19,7 @@ from pipelines.images import decode_image
 from pipelines.tiff_pieces import TiffPieces
 from pipelines.windows import ImageWindows, decoded_bytes, num_pixels, open_windows
 from tests.pipelines.tiffs import shared_tiff_bytes, tiff_bytes
+from tests.pipelines.zoo.writers import encoded, png_of_rows
 
 HEIGHT, WIDTH = 83, 117
 BUDGET = 10**6
@@ -27,12 +28,6 @@ BUDGET = 10**6
 def noise(*, channels: int = 3, bits: int = 8) -> NDArray[Any]:
     values = np.random.default_rng(0).integers(0, 2**bits, (HEIGHT, WIDTH, channels))
     return values.astype(np.uint8 if bits == 8 else np.uint16)
-
-
-def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
 
 
 def opened(data: bytes) -> ImageWindows:
@@ -158,6 +153,19 @@ def test_transparency_palettes_and_sixteen_bits_of_pngs() -> None:
     check_windows(encoded(image, "PNG", transparency=(1, 2, 3)), by_pieces=False)
     check_windows(encoded(image.quantize(20), "PNG", transparency=3), by_pieces=False)
     check_windows(encoded(Image.fromarray(noise(channels=1, bits=16)[..., 0]), "PNG"), by_pieces=False)
+    four_bits = [bytes(row) for row in noise()[:, : (WIDTH + 1) // 2, 0]]
+    transparent = (b"tRNS", struct.pack(">H", 7))
+    check_windows(png_of_rows(four_bits, width=WIDTH, bits=4, colour=0, before=[transparent]), by_pieces=False)
+    check_windows(encoded(image.convert("CMYK"), "JPEG"), by_pieces=False)
+
+
+def test_an_image_has_no_more_notes_than_a_row_can_bear() -> None:
+    image = Image.fromarray(np.arange(HEIGHT, dtype=np.uint8)[:, None].repeat(WIDTH, axis=1)).convert("P")
+    image.putpalette([10, 20, 30])  # one colour
+    found = opened(encoded(image, "PNG"))
+    for row in range(1, HEIGHT):
+        found.read(slice(row, row + 1), slice(0, WIDTH))
+    assert 2 <= len(found.notes) <= 16
 
 
 def test_several_frames_are_noted() -> None:
