@@ -26,7 +26,7 @@ from report import interleaved_seconds, median_ratio, table, write_section
 
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import jpeg
-from pipelines.images import decode_image
+from pipelines.intake.images import decode_image
 from pipelines.recipes.published import DECONVNET_CRF, DEEPLAB_CRF
 from segcore.dense_crf import DenseCRFConfig, refine_image
 

@@ -30,8 +30,8 @@ from PIL import Image
 
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.datasets.scenes import draw_scene
+from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import segment
-from pipelines.segment_config import SegmentConfig
 from segcore.inference import InferenceConfig, Member, predict_ensemble, prepare
 from segcore.models import ENetConfig, build_model
 from segcore.run_lengths import decode

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from report import interleaved_seconds, median_ratio, table, write_section
 
-from pipelines import commits, storage
-from pipelines.commits import Snapshot
+from pipelines import storage
 from pipelines.datasets.scenes import CLASSES, draw_scene
-from pipelines.mask_reader import find_masks, mask_index, read_mask
 from pipelines.pictures import indexed_png_bytes
-from pipelines.tables import Footer, masks_table, parquet_bytes
+from pipelines.tables import commits
+from pipelines.tables.mask_reader import find_masks, mask_index, read_mask
+from pipelines.tables.runs import Snapshot
+from pipelines.tables.schemas import Footer, masks_table, parquet_bytes
 from segcore import IGNORE_INDEX
 from segcore.run_lengths import decode, encode
 

@@ -27,11 +27,12 @@ import report
 import tyro
 from numpy.typing import NDArray
 
-from pipelines import commits, storage
-from pipelines.commits import Snapshot
-from pipelines.listing import LISTING, Listing
-from pipelines.segment_plan import compare, plan_work, work_ids
-from pipelines.tables import DELETIONS, PREDICTIONS, SCHEMA_VERSION, Footer, parquet_bytes
+from pipelines import storage
+from pipelines.nightly.listing import LISTING, Listing
+from pipelines.nightly.plan import compare, plan_work, work_ids
+from pipelines.tables import commits
+from pipelines.tables.runs import Snapshot
+from pipelines.tables.schemas import DELETIONS, PREDICTIONS, SCHEMA_VERSION, Footer, parquet_bytes
 
 CAMERAS = 10
 LISTED_CAMERA = 4

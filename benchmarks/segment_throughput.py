@@ -34,9 +34,9 @@ from pipelines.checkpoints import InputPolicy, ModelCard, load_model, save_model
 from pipelines.cluster import worker_environment
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import jpeg
-from pipelines.images import decode_image
+from pipelines.intake.images import decode_image
+from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import SegmentResult, segment
-from pipelines.segment_config import SegmentConfig
 from segcore.backbones import BACKBONES
 from segcore.inference import prepare
 from segcore.models import DeepLabV3PlusConfig, build_model
@@ -112,7 +112,7 @@ writes and commits Parquet; the bare loops decode, run the network and take the 
 
 {report.table((f"on {cores} cores", "images/s (median)", f"of {best_bare} (median over rounds)"), rows)}
 
-Workers and processes share the cores equally. Target: at least 0.85 of the best bare loop with the network as it was
+Workers and processes share the cores equally. Target: at least 0.90 of the best bare loop with the network as it was
 trained. `segment` folds batch normalisation first; it has {of_folded:.2f} of a bare loop that does so too.
 Start-up of `segment` (Ray, workers, model; apart): {np.median(start_up):.1f} s.
 

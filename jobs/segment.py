@@ -14,9 +14,9 @@ Takes: start-up of 15 seconds, then what the network takes (150 photos of 0.3 to
 import tyro
 
 from pipelines import cli
+from pipelines.nightly.config import SegmentConfig
+from pipelines.nightly.preview import preview
 from pipelines.segment import segment
-from pipelines.segment_config import SegmentConfig
-from pipelines.segment_preview import preview
 
 
 def run(config: SegmentConfig) -> cli.Result:

@@ -3,7 +3,7 @@
 <folder>/model.safetensors   every parameter and buffer, by the network's own names
 <folder>/config.json         the `ModelCard`: network, class table, normalisation, input policy, origins, scores
 <folder>/manifest.json       written last: SHA-256 of the two, and the folder's digest
-<folder>/reference.json      what nights are held against (`pipelines.references`); not in folders of older versions
+<folder>/reference.json      what nights are held against (`night_report.references`); not in folders of older versions
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """How every job starts and ends: parse, run one stage, print one closing line, exit with a code for scripts."""
 
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -32,7 +33,7 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")  # ray's own deprecations, not the user's
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result = stage(parse())  # configs check themselves while they are parsed
+        result = stage(_parsed(parse))
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -45,3 +46,12 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
         sys.exit(BAD_INPUT)
     print(result.closing_line)
     sys.exit(DONE)
+
+
+def _parsed(parse: Callable[[], T]) -> T:
+    """The config, which checks itself while it is parsed; or the end, after `--help | head`."""
+    try:
+        return parse()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes there
+        sys.exit(DONE)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import storage, tracking
-from pipelines.comparison_pictures import SameImage, examine_models
-from pipelines.comparison_report import comparison_page, csv_bytes, terminal_tables
-from pipelines.comparison_runs import ComparedRun, describe_run, differing_fields, finished_runs, unique_names, warnings
-from pipelines.comparison_table import find_table
-from pipelines.comparison_table_report import beside_table
+from pipelines.comparison.paper_tables import find_table
+from pipelines.comparison.paper_tables_report import beside_table
+from pipelines.comparison.pictures import SameImage, examine_models
+from pipelines.comparison.report import comparison_page, csv_bytes, terminal_tables
+from pipelines.comparison.runs import ComparedRun, describe_run, differing_fields, finished_runs, unique_names, warnings
 from pipelines.manifests import code_commit, write_manifest
 from pipelines.shards import PreparedDataset, open_dataset
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from pipelines import storage
 from pipelines.cluster import actor_cluster
-from pipelines.commits import Snapshot, newest_snapshot
 from pipelines.compare import CompareConfig, compare
 from pipelines.datasets.scenes import ScenesConfig
 from pipelines.demo_images import write_mixed_folder
 from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
+from pipelines.nightly.config import SegmentConfig
 from pipelines.pages import (
     Block,
     Cell,
@@ -45,7 +45,8 @@ from pipelines.pages import (
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
 from pipelines.segment import segment
-from pipelines.segment_config import SegmentConfig
+from pipelines.tables.commits import newest_snapshot
+from pipelines.tables.runs import Snapshot
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.networks import label_pca_size
 

@@ -1,6 +1,6 @@
 """Evaluate any model on any prepared split: scores, per-image table, confusion matrix, pictures and a page.
 
-The folder that it writes is described in `pipelines.evaluation_report`.
+The folder that it writes is described in `pipelines.evaluation.report`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from segcore.inference import InferenceConfig, inference_to_dict
 from segcore.metrics import scores
 
 if TYPE_CHECKING:
-    from pipelines.evaluation_scoring import SplitScores
+    from pipelines.evaluation.scoring import SplitScores
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _score(
     num_images = dataset.splits[config.split].num_images
     with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
         # Ray reads its environment at import, and `actor_cluster` has just set it.
-        from pipelines.evaluation_scoring import ScoringConfig, score_split
+        from pipelines.evaluation.scoring import ScoringConfig, score_split
 
         scoring = ScoringConfig(
             workers=config.workers,
@@ -213,7 +213,7 @@ def _evaluate(
     name: str,
 ) -> EvaluateResult:
     result = _score(config, members, dataset, name)
-    from pipelines.evaluation_report import draw_examples, scores_by_name, write_report  # imports Ray, as above
+    from pipelines.evaluation.report import draw_examples, scores_by_name, write_report  # imports Ray, as above
 
     examples = draw_examples(
         dataset,

@@ -21,13 +21,13 @@ from typing import Any
 import tyro
 
 from pipelines import manifests, storage
-from pipelines.commits import Snapshot
-from pipelines.geojson import Affine, feature_collection, read_world_file
-from pipelines.mask_reader import Mask, find_masks, mask_index
-from pipelines.mask_selection import select_images
 from pipelines.pictures import indexed_png_bytes
 from pipelines.progress import progress
-from pipelines.table_reader import open_snapshot
+from pipelines.tables.geojson import Affine, feature_collection, read_world_file
+from pipelines.tables.mask_reader import Mask, find_masks, mask_index
+from pipelines.tables.reader import open_snapshot
+from pipelines.tables.runs import Snapshot
+from pipelines.tables.selection import select_images
 from segcore.coco_runs import class_runs
 from segcore.mask_polygons import class_polygons
 

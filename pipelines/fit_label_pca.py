@@ -1,7 +1,7 @@
 """Fit the code of data-dependent upsampling to the labels of a prepared dataset.
 
 1. Each worker is one Ray task with its share of the split's parts. It reads only their label column and returns one
-   integer statistic, not one per part (`pipelines.label_pca_fitting`). Ray runs the task of a lost worker again.
+   integer statistic, not one per part (`pipelines.label_pca.fitting`). Ray runs the task of a lost worker again.
 2. The statistics are added up in pairs: integers, so that neither order nor number of workers leaves a trace.
 3. The driver solves for the leading eigenvectors (`segcore.label_pca`, `segcore.label_krylov`). Other solvers, which
    the paper compares with, learn a code in one task instead (`segcore.label_solvers`).
@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines import manifests, storage
 from pipelines.cluster import cluster_size, ray_cluster
-from pipelines.label_pca_fitting import (
+from pipelines.label_pca.fitting import (
     ALL_SOLVERS,
     FitSettings,
     Fitted,
@@ -27,8 +27,8 @@ from pipelines.label_pca_fitting import (
     make_plan,
     score,
 )
-from pipelines.label_pca_picture import components_png
-from pipelines.label_pca_report import (
+from pipelines.label_pca.picture import components_png
+from pipelines.label_pca.report import (
     RecoveryRow,
     recovery_csv,
     recovery_png,

@@ -3,7 +3,7 @@
 Nothing is done without `apply`: the job only says what it would do. Nothing is overwritten in place. Every step is a
 new snapshot, or the removal of files that no snapshot names which somebody may still read. Killed at any point, it
 leaves tables in which every reader by snapshot sees each row once, and the same command finishes; a nightly job may run
-beside it (`pipelines.compaction` says how, and what globbing readers see). Let one `maintain` run at a time.
+beside it (`pipelines.tables.compaction` says how, and what globbing readers see). Let one `maintain` run at a time.
 
 In order:
 
@@ -22,9 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from pipelines import commits, storage
-from pipelines.commits import STAGING_DAYS, STORE_THREADS, Snapshot
-from pipelines.compaction import (
+from pipelines import storage
+from pipelines.progress import progress
+from pipelines.tables import commits
+from pipelines.tables.commits import STAGING_DAYS, STORE_THREADS
+from pipelines.tables.compaction import (
     HIDDEN,
     Change,
     Merge,
@@ -37,9 +39,9 @@ from pipelines.compaction import (
     run_date_of,
     write_merged,
 )
-from pipelines.progress import progress
-from pipelines.table_reader import open_snapshot
-from pipelines.tables import SCHEMAS
+from pipelines.tables.reader import open_snapshot
+from pipelines.tables.runs import Snapshot
+from pipelines.tables.schemas import SCHEMAS
 
 PART_NAME = re.compile(r"part-(\d{6,})-(?:\d+|run)\.parquet|merged-(\d{6,})-(\d{6,})-[0-9a-f]{16}\.parquet")
 UNFINISHED_NAME = re.compile(r"\..*" + re.escape(storage.UNFINISHED_SUFFIX))

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, PreparedImage, Sample
-from pipelines.image_formats import ImageError
-from pipelines.images import DecodedImage, decode_image, decode_labels, encode_labels_png
+from pipelines.intake.formats import ImageError
+from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
 from segcore import Task
 

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from pipelines import storage, tracking
-from pipelines.challenge import EVIDENCE_COLUMNS, Evidence, gather
-from pipelines.commits import newest_snapshot
-from pipelines.table_reader import read_batches
+from pipelines.nightly.challenge import EVIDENCE_COLUMNS, Evidence, gather
+from pipelines.tables.commits import newest_snapshot
+from pipelines.tables.reader import read_batches
 
 PREVIOUS = "previous"
 

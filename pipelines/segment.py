@@ -1,12 +1,14 @@
-"""Segment a folder or bucket of images into the tables `predictions`, `masks`, `failures` (see `pipelines.tables`).
+"""Segment a folder or bucket of images into the tables `predictions`, `masks`, `failures` (`pipelines.tables.schemas`).
 
 The same command again continues a run that was interrupted, and segments only what the tables do not hold under the
-same work identity: URI, version and size of the object, digest of each model, inference settings (`pipelines.commits`).
+same work identity: URI, version and size of the object, digest of each model, inference settings
+(`pipelines.tables.commits`).
 
 Every file below `images` is taken for an image until its content says otherwise; hidden files and `.part` files are
-left out. A manifest may stand for the listing (`pipelines.image_manifests`); an image of it that is not there ends in
-`failures`, with stage `fetch`. Objects that have gone from the source are marked (`pipelines.deletions`). Masks have
-the size of the upright image: an EXIF orientation is applied before the network sees it.
+left out. A manifest may stand for the listing (`pipelines.nightly.image_manifests`); an image of it that is not there
+ends in `failures`, with stage `fetch`. Objects that have gone from the source are marked
+(`pipelines.nightly.deletions`). Masks have the size of the upright image: an EXIF orientation is applied before the
+network sees it.
 """
 
 import dataclasses
@@ -15,12 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pipelines import attempts, commits, run_forecast, storage, tracking, webhook
-from pipelines.challenge import Challenger, night_evidence
+from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard, read_card
 from pipelines.cluster import actor_cluster
-from pipelines.commits import Run, RunSettings, Snapshot
-from pipelines.deletions import num_images
 from pipelines.ensembles import (
     MemberModel,
     class_difference,
@@ -30,15 +29,21 @@ from pipelines.ensembles import (
     load_member,
 )
 from pipelines.exit_codes import JobStoppedError
-from pipelines.listing import Listing, take_listing
 from pipelines.manifests import code_commit, digest
-from pipelines.run_claims import Progress, claimed
-from pipelines.run_publication import publish_run, record_quiet_night
-from pipelines.run_summary import RunClock
-from pipelines.segment_config import SegmentConfig, checked_places
-from pipelines.segment_plan import INTAKE_VERSION, compare, plan_work, work_ids
-from pipelines.segment_run import SegmentJob, execute
-from pipelines.table_checks import check_class_table, check_tables
+from pipelines.night_report.summary import RunClock
+from pipelines.nightly import attempts, webhook
+from pipelines.nightly.challenge import Challenger, night_evidence
+from pipelines.nightly.claims import Progress, claimed
+from pipelines.nightly.config import SegmentConfig, checked_places
+from pipelines.nightly.deletions import num_images
+from pipelines.nightly.forecast import forecast_run
+from pipelines.nightly.listing import Listing, take_listing
+from pipelines.nightly.plan import INTAKE_VERSION, compare, plan_work, work_ids
+from pipelines.nightly.publication import publish_run, record_quiet_night
+from pipelines.nightly.run import SegmentJob, execute
+from pipelines.nightly.table_checks import check_class_table, check_tables
+from pipelines.tables import commits
+from pipelines.tables.runs import Run, RunSettings, Snapshot
 from segcore.inference import inference_to_dict
 from segcore.tile_grid import TilingConfig
 from segcore.tiling import why_not_tiled
@@ -293,7 +298,7 @@ def _next_run(job: SegmentJob, card: ModelCard, listing: Listing) -> Run | None:
 
 
 def _predicted_seconds(config: SegmentConfig, run: Run) -> float | None:
-    found = run_forecast.forecast(
+    found = forecast_run(
         config.tables,
         num_images=num_images(run.plan),
         model_digest=run.settings.model_digest,

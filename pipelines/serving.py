@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.checkpoints import ModelBundle, load_model
-from pipelines.images import decode_image
+from pipelines.intake.images import decode_image
 
 IMAGE_COLUMN = "image"
 

@@ -4,7 +4,8 @@
     <output>/<name>/initial.safetensors  the weights that every worker starts from
     <output>/<name>/checkpoint-*/        weights and training state: the best and the latest
     <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`), and what
-                                         nights are held against (see `pipelines.references`; not of a classifier)
+                                         nights are held against (see `pipelines.night_report.references`; not of a
+                                         classifier)
     <output>/<name>/result.json          written last: the run is finished
 
 The run's folder is its identity. The same command continues it after any death, and returns at once when it is
@@ -27,13 +28,13 @@ from pipelines import storage, tracking
 from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, chosen_inference, load_model, read_state, save_model
 from pipelines.cluster import ray_cluster
 from pipelines.ensembles import MemberModel
+from pipelines.night_report.references import measure_reference, write_reference
 from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
-from pipelines.references import measure_reference, write_reference
-from pipelines.sample_pictures import sample_pictures
-from pipelines.training_inputs import TrainInputs, checked_start, initial_state, open_inputs
-from pipelines.training_record import claim, read_record
-from pipelines.training_tasks import TASKS
-from pipelines.weights import NO_WEIGHTS, weights_digest
+from pipelines.training.inputs import TrainInputs, checked_start, initial_state, open_inputs
+from pipelines.training.record import claim, read_record
+from pipelines.training.sample_pictures import sample_pictures
+from pipelines.training.tasks import TASKS
+from pipelines.training.weights import NO_WEIGHTS, weights_digest
 from segcore import Task
 from segcore.backbones import BACKBONES
 from segcore.cost import count_multiply_adds, count_parameters
@@ -41,7 +42,7 @@ from segcore.inference import InferenceConfig
 from segcore.networks import restore_network
 
 if TYPE_CHECKING:
-    from pipelines.training_group import KeptCheckpoint
+    from pipelines.training.group import KeptCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -254,9 +255,9 @@ def _fit(
     why = f"{config.workers} train worker(s) and 1 reader"
     with ray_cluster(num_cpus_needed=config.workers + 1, num_gpus_needed=gpus, why=why):
         # Ray reads its environment at import, and `ray_cluster` has just set it.
-        from pipelines.training_group import run_group
-        from pipelines.training_progress import watched_board
-        from pipelines.training_worker import TrainJob
+        from pipelines.training.group import run_group
+        from pipelines.training.progress import watched_board
+        from pipelines.training.worker import TrainJob
 
         total_steps = inputs.steps_per_epoch * config.recipe.epochs
         with watched_board(f"train {config.name}", total_steps=total_steps) as board:

@@ -10,7 +10,7 @@ import tyro
 import yaml
 
 from pipelines.maintain import MaintainConfig
-from pipelines.segment_config import SegmentConfig
+from pipelines.nightly.config import SegmentConfig
 
 INFRA = Path(__file__).resolve().parent.parent / "infra"
 

@@ -17,7 +17,7 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.tables import SCHEMAS
+from pipelines.tables.schemas import SCHEMAS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 200

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from pipelines import storage
 from pipelines.datasets.files import DEFAULT_VAL_FRACTION, hash_fraction, require_folder
 from pipelines.datasets.listing import ClassificationListing, ClassifiedImage, ImageClasses
-from pipelines.images import IMAGE_SUFFIXES
+from pipelines.intake.images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val")
 LISTING_THREADS = 16  # of a bucket's listing, which comes in pages of 1000 names

@@ -12,7 +12,7 @@ import yaml
 from pipelines import storage
 from pipelines.datasets.files import DEFAULT_VAL_FRACTION, hash_fraction, read_files, require_folder
 from pipelines.datasets.listing import ClassTable, DatasetListing, Sample, Unpaired, default_palette
-from pipelines.images import IMAGE_SUFFIXES
+from pipelines.intake.images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
 EXAMPLE = "names: [sky, road, car]\npalette: [[70, 130, 180], [128, 64, 128], [0, 0, 142]]\nignore: [255]"

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.image_formats import ImageError
+from pipelines.intake.formats import ImageError
 from segcore import IGNORE_INDEX, Task
 
 MAX_CLASSES = 254

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import commits, storage
-from pipelines.commits import Run, RunSettings, Snapshot
-from pipelines.deletions import commit_marks, mark_shards
-from pipelines.listing import LISTING, Listing
-from pipelines.segment_plan import compare, plan_work, work_ids
-from pipelines.tables import FAILURES, PREDICTIONS, TABLES, masks_table, rows_table
+from pipelines import storage
+from pipelines.nightly.deletions import commit_marks, mark_shards
+from pipelines.nightly.listing import LISTING, Listing
+from pipelines.nightly.plan import compare, plan_work, work_ids
+from pipelines.tables import commits
+from pipelines.tables.runs import Run, RunSettings, Snapshot
+from pipelines.tables.schemas import FAILURES, PREDICTIONS, TABLES, masks_table, rows_table
 from segcore.run_lengths import encode
 
 NOW = datetime(2026, 11, 20, 3, 0, 0)

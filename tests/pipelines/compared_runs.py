@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipelines.comparison_runs import ComparedRun
+from pipelines.comparison.runs import ComparedRun
 from segcore.models import DeepLabV3PlusConfig
 from tests.pipelines.tiny_inputs import CLASS_NAMES
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines import commits
-from pipelines.commits import PLAN, Run, RunSettings, ShardCommit, Snapshot
-from pipelines.tables import SCHEMAS, masks_table, rows_table
+from pipelines.tables import commits
+from pipelines.tables.runs import PLAN, WHOLE_RUN, Run, RunSettings, ShardCommit, Snapshot
+from pipelines.tables.schemas import SCHEMAS, masks_table, rows_table
 from segcore.run_lengths import encode
 
 Mask = NDArray[np.uint8]
@@ -70,9 +71,20 @@ def make_run(run_id: str, shards: Sequence[Sequence[str]], *, run_date: str = "2
 
 
 def stage_shard(
-    tables: str, run: Run, shard: int, masks: Mapping[str, Mask], columns: Mapping[str, Mapping[str, Any]] | None = None
+    tables: str,
+    run: Run,
+    shard: int,
+    masks: Mapping[str, Mask],
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    others: Mapping[str, Sequence[dict[str, Any]]] | None = None,
 ) -> ShardCommit:
-    """An attempt at a shard: images with a mask are segmented, others failed; `columns` changes rows of predictions."""
+    """An attempt at a shard: images with a mask are segmented, others failed; `columns` changes rows of predictions.
+
+    `others` are rows of `deletions`, whose images have not failed, and of `comparisons`.
+    """
+    rows_of_others = {name: rows_table(name, list(rows)) for name, rows in (others or {}).items()}
+    deleted = rows_of_others["deletions"]["work_id"].to_pylist() if "deletions" in rows_of_others else []
     planned = run.shard_items([shard])[0]["work_id"].to_pylist()
     segmented = [work_id for work_id in planned if work_id in masks]
     predictions = []
@@ -94,7 +106,7 @@ def stage_shard(
     failures = [
         filled("failures", work_id=work_id, uri=f"s3://cams/{work_id}.jpg", run_id=run.settings.run_id)
         for work_id in planned
-        if work_id not in masks
+        if work_id not in masks and work_id not in deleted
     ]
     rows = {
         "predictions": rows_table("predictions", predictions),
@@ -104,6 +116,7 @@ def stage_shard(
             [encode(masks[work_id]) for work_id in segmented],
         ),
         "failures": rows_table("failures", failures),
+        **rows_of_others,
     }
     return commits.stage(tables, run.settings, shard=shard, planned=planned, rows=rows)
 
@@ -118,12 +131,18 @@ def publish_night(
     images_per_shard: int = 2,
     model: str = "m1",
     columns: Mapping[str, Mapping[str, Any]] | None = None,
+    others: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+    metrics: Sequence[dict[str, Any]] = (),
 ) -> Snapshot:
-    """Plan, segment, commit and publish a run."""
-    ids = [*masks, *failed]
+    """Plan, segment, commit and publish a run; `others` are rows of its first shard."""
+    ids = [*masks, *failed, *(row["work_id"] for row in (others or {}).get("deletions", ()))]
     shards = [ids[start : start + images_per_shard] for start in range(0, len(ids), images_per_shard)]
     run = make_run(run_id, shards, run_date=run_date, model=model)
     assert commits.create_run(tables, run)
     for shard in range(run.num_shards):
-        commits.promote(tables, commits.commit(tables, stage_shard(tables, run, shard, masks, columns)))
-    return commits.publish(tables, run)
+        of_shard = others if shard == 0 else None
+        attempt = stage_shard(tables, run, shard, masks, columns, others=of_shard)
+        commits.promote(tables, commits.commit(tables, attempt))
+    of_run = {"metrics": rows_table("metrics", list(metrics))}
+    stage_of_run = partial(commits.stage, tables, run.settings, shard=WHOLE_RUN, planned=[], rows=of_run)
+    return commits.publish(tables, run, stage_of_run=(lambda _: stage_of_run()) if metrics else None)

@@ -14,9 +14,10 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pipelines import commits, fault_points, storage
-from pipelines.segment_config import SegmentConfig
-from pipelines.tables import TABLES
+from pipelines import fault_points, storage
+from pipelines.nightly.config import SegmentConfig
+from pipelines.tables import commits
+from pipelines.tables.schemas import TABLES
 from tests.pipelines.processes import command_of, descendants, kill
 from tests.pipelines.tiny_inputs import random_pairs
 

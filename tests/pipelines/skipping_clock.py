@@ -4,14 +4,14 @@ import time
 
 import pytest
 
-from pipelines import timed_threads
+from pipelines.intake import timed_threads
 
 LIMIT = 60.0
 """Seconds; long enough for whatever shall end in time."""
 
 
 class SkippingClock:
-    """In place of the clock of `pipelines.timed_threads`."""
+    """In place of the clock of `pipelines.intake.timed_threads`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._skipped = 0.0

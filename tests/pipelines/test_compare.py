@@ -11,8 +11,8 @@ import pytest
 from pipelines import storage, tracking
 from pipelines.checkpoints import load_model, read_card, save_model
 from pipelines.compare import CompareConfig, CompareResult, compare
-from pipelines.comparison_report import COLUMNS, csv_bytes, terminal_tables
-from pipelines.comparison_runs import differing_fields, unique_names, warnings
+from pipelines.comparison.report import COLUMNS, csv_bytes, terminal_tables
+from pipelines.comparison.runs import differing_fields, unique_names, warnings
 from pipelines.evaluate import SPLIT_TAG
 from pipelines.manifests import MANIFEST
 from pipelines.recipes import find_recipe, recipe_to_dict

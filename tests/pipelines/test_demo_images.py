@@ -5,8 +5,8 @@ import pytest
 
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import broken_files, unusual_files, write_mixed_folder
-from pipelines.image_formats import ImageError
-from pipelines.images import decode_image
+from pipelines.intake.formats import ImageError
+from pipelines.intake.images import decode_image
 
 SCENES = [draw_scene(index, height=64, width=96)[0] for index in range(6)]
 

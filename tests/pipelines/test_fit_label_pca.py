@@ -16,9 +16,9 @@ import pytest
 
 from pipelines import storage
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
-from pipelines.images import decode_labels
-from pipelines.label_pca_fitting import FitSettings
-from pipelines.label_pca_tasks import (
+from pipelines.intake.images import decode_labels
+from pipelines.label_pca.fitting import FitSettings
+from pipelines.label_pca.tasks import (
     add_arrays,
     collect_rows,
     count_blocks,
@@ -218,7 +218,7 @@ def test_only_the_label_column_is_decoded(data: str, monkeypatch: pytest.MonkeyP
         read.append(columns)
         return read_part(dataset, part, columns=columns)
 
-    monkeypatch.setattr("pipelines.label_pca_tasks.read_part", spy)
+    monkeypatch.setattr("pipelines.label_pca.tasks.read_part", spy)
     dataset = open_dataset(data)
     *progress, arrays = list(count_blocks(dataset.split("val").parts, dataset, SIDE))
     assert sum(rows for rows in progress if isinstance(rows, int)) == NUM_VAL
@@ -291,7 +291,7 @@ def test_the_krylov_method_writes_the_same_bytes_for_any_workers_and_what_the_ex
 def test_large_blocks_are_left_to_the_krylov_method(
     data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", logger="pipelines.label_pca_fitting"):
+    with caplog.at_level("INFO", logger="pipelines.label_pca.fitting"):
         folder = fit_label_pca(config(data, tmp_path / "pca", block_side=64)).folder
     assert folder.manifest["method"] == "krylov"
     (line,) = [record.getMessage() for record in caplog.records if "entries" in record.getMessage()]
@@ -337,8 +337,8 @@ def test_the_fewest_components_that_reach_a_target_are_chosen(data: str, tmp_pat
 def test_a_target_out_of_reach_says_how_far_one_gets(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.label_pca_fitting.FIRST_COMPONENTS", 8)
-    monkeypatch.setattr("pipelines.label_pca_fitting.MAX_CHOSEN_COMPONENTS", 16)
+    monkeypatch.setattr("pipelines.label_pca.fitting.FIRST_COMPONENTS", 8)
+    monkeypatch.setattr("pipelines.label_pca.fitting.MAX_CHOSEN_COMPONENTS", 16)
     with pytest.raises(
         ValueError, match=r"target-miou-bound is 1.0, and 16 components .* bring val back with mIoU 0\."
     ):
@@ -410,11 +410,11 @@ def test_settings_that_contradict_each_other_are_refused(
 def test_memory_that_no_node_has_is_refused_before_anything_is_read(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.label_pca_fitting.WORKER_BASE_BYTES", 10**14)
+    monkeypatch.setattr("pipelines.label_pca.fitting.WORKER_BASE_BYTES", 10**14)
     with pytest.raises(ValueError, match=r"has \d+\.\d GB for tasks and .* take\(s\) 100000\.0 GB in each; choose a"):
         fit_label_pca(config(data, tmp_path / "pca"))
     monkeypatch.undo()
-    monkeypatch.setattr("pipelines.label_pca_fitting.solve_bytes", lambda entries: 10**14)
+    monkeypatch.setattr("pipelines.label_pca.fitting.solve_bytes", lambda entries: 10**14)
     with pytest.raises(ValueError, match=r"take\(s\) 100000\.0 GB in the job's own process; choose a smaller"):
         fit_label_pca(config(data, tmp_path / "pca"))
 

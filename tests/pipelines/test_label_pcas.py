@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines import storage
-from pipelines.label_pca_picture import component_picture, components_png
+from pipelines.label_pca.picture import component_picture, components_png
 from pipelines.label_pcas import LabelPCAFolder, load_label_pca, save_label_pca
 from pipelines.manifests import MANIFEST
 from segcore.label_blocks import BlockStatistics

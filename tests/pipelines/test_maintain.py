@@ -15,12 +15,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipelines import commits, compaction, storage
-from pipelines.committed_rows import UriRange, committed_rows
-from pipelines.compaction import Change, changed, plan_expiry, plan_merges, replace_files, reveal, write_merged
+from pipelines import storage
 from pipelines.maintain import MaintainConfig, MaintainResult, maintain
-from pipelines.table_reader import open_snapshot, read_part, read_table
-from pipelines.tables import IMAGE_TABLES, MASKS
+from pipelines.tables import commits, compaction
+from pipelines.tables.committed_rows import UriRange, committed_rows
+from pipelines.tables.compaction import (
+    Change,
+    changed,
+    plan_expiry,
+    plan_merges,
+    replace_files,
+    reveal,
+    write_merged,
+)
+from pipelines.tables.reader import open_snapshot, read_part, read_table
+from pipelines.tables.runs import Snapshot
+from pipelines.tables.schemas import IMAGE_TABLES, MASKS
 from tests.pipelines.night_tables import blocky_masks, make_run, publish_night, stage_shard
 
 START = datetime.now(UTC)
@@ -193,7 +203,7 @@ def test_masks_of_old_nights_are_dropped_and_their_predictions_stay(tables: str)
     assert maintain(config, now=START).num_dropped == 0
 
 
-def _done(tables: str, snapshot: commits.Snapshot) -> list[str]:
+def _done(tables: str, snapshot: Snapshot) -> list[str]:
     """Work ids that the next plan finds to be done or failed."""
     parts = (
         rows["work_id"].to_pylist()

@@ -15,7 +15,7 @@ from pipelines import storage
 from pipelines.datasets.files import read_files
 from pipelines.datasets.folder import FolderConfig, list_samples
 from pipelines.datasets.listing import ClassTable
-from pipelines.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image, decode_labels
 from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_rows
 from pipelines.shards import SHARD_SCHEMA, parse_part
 from tests.data.folder.make import make_folder

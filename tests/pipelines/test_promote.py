@@ -9,8 +9,8 @@ import pytest
 
 from pipelines import promote as promotion
 from pipelines import tracking
-from pipelines.challenge import Challenger, Evidence, challenger_from_dict, confusion_of, gather
 from pipelines.ensembles import MemberModel
+from pipelines.nightly.challenge import Challenger, Evidence, challenger_from_dict, confusion_of, gather
 from pipelines.promote import Evaluations, PromoteConfig, promote
 from pipelines.tracking import ModelVersion
 from segcore.inference import InferenceConfig

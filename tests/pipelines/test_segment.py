@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines import commits, storage, tracking
-from pipelines.challenge import night_evidence
+from pipelines import storage, tracking
 from pipelines.checkpoints import load_model
-from pipelines.images import decode_image
-from pipelines.run_summary import read_summary
+from pipelines.intake.images import decode_image
+from pipelines.night_report.summary import read_summary
+from pipelines.nightly.challenge import night_evidence
+from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import segment
-from pipelines.segment_config import SegmentConfig
-from pipelines.tables import TABLES
+from pipelines.tables import commits
+from pipelines.tables.schemas import TABLES
 from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig, class_probabilities
 from segcore.run_lengths import decode

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipelines import tracking
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
-from pipelines.images import encode_labels_png
+from pipelines.intake.images import encode_labels_png
 from pipelines.serving import ServedModel
 from segcore.models import DeepLabV3PlusConfig, build_model
 

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from pipelines import storage, tracking
 from pipelines import train as train_module
 from pipelines.checkpoints import WEIGHTS_FILE, load_model
-from pipelines.references import read_reference
+from pipelines.night_report.references import read_reference
 from pipelines.train import TrainConfig, TrainResult, train
 from segcore.models import DUpsamplingConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset

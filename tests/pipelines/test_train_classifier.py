@@ -14,10 +14,10 @@ from pipelines.checkpoints import load_model, read_card
 from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
 from pipelines.manifests import MANIFEST
+from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import segment
-from pipelines.segment_config import SegmentConfig
 from pipelines.train import TrainConfig, TrainResult, train
-from pipelines.training_inputs import initial_state, open_inputs
+from pipelines.training.inputs import initial_state, open_inputs
 from segcore.classifier import ClassifierConfig
 from tests.data.class_folders.make import CLASSES
 from tests.pipelines.classified_images import prepare_class_folders, tiny_classifier_recipe

@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines import commits, storage
-from pipelines.commits import PLAN, Run, RunSettings
-from pipelines.drift import Distribution, mean_brightness
+from pipelines import storage
 from pipelines.manifests import write_manifest
-from pipelines.night_metrics import stage_metrics
+from pipelines.night_report.drift import Distribution, mean_brightness
+from pipelines.night_report.metrics import stage_metrics
+from pipelines.night_report.references import QUANTITIES, ModelReference, write_reference
+from pipelines.night_report.summary import STAGES, RunSummary, write_summary
 from pipelines.pictures import png_bytes
-from pipelines.references import QUANTITIES, ModelReference, write_reference
-from pipelines.run_summary import STAGES, RunSummary, write_summary
-from pipelines.tables import SCHEMAS, masks_table, rows_table
+from pipelines.tables import commits
+from pipelines.tables.runs import PLAN, Run, RunSettings
+from pipelines.tables.schemas import SCHEMAS, masks_table, rows_table
 from segcore.run_lengths import encode
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE
 

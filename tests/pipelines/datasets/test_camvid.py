@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipelines.datasets.camvid import CamVidConfig, list_samples
-from pipelines.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image, decode_labels
 from tests.data.camvid.make import PREFIX, make_camvid
 
 

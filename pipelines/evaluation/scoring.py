@@ -1,0 +1,348 @@
+"""Score a model on a split with Ray Data: slices of shards in, one confusion matrix and one row per image out.
+
+1. The driver cuts the split's shards into slices of rows.
+2. Reading tasks verify a shard and pass on the encoded rows of a slice: bytes, not decoded pictures.
+3. Actors hold the model; they decode in threads while the network runs, and send back sums and one row per image.
+4. The driver adds the sums. They are integers, so neither the number of workers nor their order changes the result.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy
+from torch import Tensor
+
+from pipelines.cluster import worker_environment
+from pipelines.ensembles import MemberModel, load_member
+from pipelines.shards import PreparedDataset, read_part
+from pipelines.training.batches import decoded, decoding_threads, ordered_ahead
+from segcore.inference import Member, predict_ensemble, prepare
+from segcore.metrics import confusion_matrix, scores
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("valid_pixels", pa.int64(), nullable=False),
+        pa.field("mean_iou", pa.float64()),
+        pa.field("pixel_accuracy", pa.float64()),
+        pa.field("intersection", pa.list_(pa.int64()), nullable=False),
+        pa.field("union", pa.list_(pa.int64()), nullable=False),
+        pa.field("network_ms", pa.float64(), nullable=False),
+    ]
+)
+"""One row per image. `mean_iou` is over the classes that the image's truth or prediction holds; it and `pixel_accuracy`
+are null where every pixel is ignored. `intersection` and `union` have one entry per class: summed over the rows, they
+give the split's IoU."""
+
+_PLACE = [pa.field("part", pa.int32()), pa.field("row", pa.int32())]
+_ENCODED_SCHEMA = pa.schema(
+    [
+        *_PLACE,
+        pa.field("image_id", pa.string()),
+        pa.field("image", pa.binary()),
+        pa.field("label", pa.binary()),
+        pa.field("error", pa.string()),
+    ]
+)
+_SCORED_SCHEMA = pa.schema([*_PLACE, *IMAGES_SCHEMA])
+_CHUNK_SCHEMA = pa.schema(
+    [
+        pa.field("confusion", pa.list_(pa.int64())),
+        pa.field("images", pa.binary()),
+        pa.field("num_images", pa.int64()),
+        pa.field("network_seconds", pa.float64()),
+        pa.field("network_images", pa.int64()),
+        pa.field("began", pa.float64()),
+        pa.field("ended", pa.float64()),
+        pa.field("error", pa.string()),
+    ]
+)
+MAX_SLICE_ROWS = 64
+SLICES_PER_WORKER = 4
+DECODING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringConfig:
+    """How a split is scored.
+
+    Attributes:
+        workers: actors that hold the model.
+        threads: CPU threads of each one's network.
+        batch_size: images per forward pass, where neighbours have one size.
+        use_gpu: one GPU per actor.
+    """
+
+    workers: int
+    threads: int
+    batch_size: int
+    use_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitScores:
+    """What scoring a split gives.
+
+    Attributes:
+        confusion_CC: int64 pixels, rows truth, columns prediction.
+        images: one row per image (`IMAGES_SCHEMA`), in the split's order.
+        places: (part, row) of each image.
+        network_seconds: spent in forward passes up to the class map, summed over the workers, each one's first apart.
+        network_images: images of those passes.
+        busy_seconds: from the first worker's first row to the last worker's last: reading, decoding and scoring
+            included, start-up apart.
+    """
+
+    confusion_CC: NDArray[np.int64]
+    images: pa.Table
+    places: list[tuple[int, int]]
+    network_seconds: float
+    network_images: int
+    busy_seconds: float
+
+    @property
+    def network_images_per_second(self) -> float:
+        """Of one worker, network alone; NaN where each worker ran once."""
+        return self.network_images / self.network_seconds if self.network_images else float("nan")
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all workers together, everything but start-up."""
+        return float(self.images.num_rows / self.busy_seconds)
+
+
+def score_split(
+    dataset: PreparedDataset,
+    split: str,
+    *,
+    members: Sequence[MemberModel],
+    config: ScoringConfig,
+    advance: Callable[[int], None],
+) -> SplitScores:
+    """Score every image of a split; Ray must run.
+
+    Args:
+        dataset: with the models' class table.
+        split: name of one of its splits.
+        members: models whose class probabilities are averaged; one or more.
+        config: how.
+        advance: called with the number of images just done.
+
+    Raises:
+        ValueError: a shard, an image or a model folder is broken.
+    """
+    slices = cut_slices(
+        [part.num_rows for part in dataset.splits[split].parts], workers=config.workers, batch_size=config.batch_size
+    )
+    work = ray.data.from_items(slices, override_num_blocks=len(slices))
+    encoded = work.map_batches(
+        partial(_read_slice, dataset=dataset, split=split),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0.5,  # reading waits more than it works; and Ray Data would fuse it into the actors if it asked for 1
+    )
+    scored = encoded.map_batches(
+        Scorer,
+        fn_constructor_args=(tuple(members), dataset.num_classes, config),
+        compute=ActorPoolStrategy(size=config.workers),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=config.threads,
+        num_gpus=1 if config.use_gpu else 0,
+        runtime_env=worker_environment(use_gpu=config.use_gpu),
+    )
+    chunks: list[dict[str, Any]] = []
+    for chunk in scored.iter_rows():
+        if chunk["error"] is not None:
+            raise ValueError(chunk["error"])
+        chunks.append(chunk)
+        advance(int(chunk["num_images"]))
+    return _merged(chunks, num_classes=dataset.num_classes, num_images=dataset.splits[split].num_images)
+
+
+def cut_slices(part_rows: list[int], *, workers: int, batch_size: int) -> list[dict[str, int]]:
+    """Rows `start..stop` of each part: few enough that every worker gets several slices, so that none waits at the end.
+
+    Slices begin at multiples of `batch_size` within their part: the images of one forward pass, whose sums may round
+    differently in other company, are then the same for any number of workers.
+    """
+    wanted = -(-sum(part_rows) // (SLICES_PER_WORKER * workers))
+    rows = -(-min(max(wanted, 1), MAX_SLICE_ROWS) // batch_size) * batch_size
+    return [
+        {"part": part, "start": start, "stop": min(start + rows, num_rows)}
+        for part, num_rows in enumerate(part_rows)
+        for start in range(0, num_rows, rows)
+    ]
+
+
+def read_rows(dataset: PreparedDataset, split: str, *, part: int, start: int, stop: int) -> pa.Table:
+    """Encoded rows of one verified shard, with their place."""
+    table = read_part(dataset, dataset.splits[split].parts[part], columns=("image_id", "image", "label"))
+    rows = table.slice(start, stop - start)
+    rows = rows.add_column(0, "row", pa.array(range(start, start + rows.num_rows), pa.int32()))
+    return rows.add_column(0, "part", pa.array([part] * rows.num_rows, pa.int32()))
+
+
+def _read_slice(work: pa.Table, *, dataset: PreparedDataset, split: str) -> pa.Table:
+    """What is wrong with a shard travels in `error`: an exception would reach the driver without its type."""
+    item = work.to_pylist()[0]
+    try:
+        rows = read_rows(dataset, split, part=item["part"], start=item["start"], stop=item["stop"])
+    except ValueError as error:
+        return pa.Table.from_pylist([{"error": str(error)}], schema=_ENCODED_SCHEMA)
+    return rows.append_column("error", pa.nulls(rows.num_rows, pa.string())).cast(_ENCODED_SCHEMA)
+
+
+class Scorer:
+    """An actor with the models: encoded rows in, one row with their sums out."""
+
+    def __init__(self, members: Sequence[MemberModel], num_classes: int, config: ScoringConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.num_classes = num_classes
+        self.members = [load_member(member) for member in members]
+        for member in self.members:
+            prepare(member.model, "cuda" if config.use_gpu else "cpu")
+        self.warm = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Score a table of `_ENCODED_SCHEMA`.
+
+        Returns:
+            One row: `confusion` (C*C), `images` (an Arrow stream of `_SCORED_SCHEMA`) and timing; or `error`.
+        """
+        began = time.time()
+        problem = next((text for text in rows["error"].to_pylist() if text is not None), None)
+        if problem is None:
+            try:
+                return self._score(rows, began)
+            except ValueError as error:
+                problem = str(error)
+        return pa.Table.from_pylist([{"error": problem}], schema=_CHUNK_SCHEMA)
+
+    def _score(self, rows: pa.Table, began: float) -> pa.Table:
+        confusion_CC = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
+        records: list[dict[str, Any]] = []
+        seconds, timed = 0.0, 0
+        for group, images_N3HW, labels_NHW in self._batches(rows):
+            started = time.perf_counter()
+            image_ids = [row["image_id"] for row in group]
+            predictions_NHW = class_maps(self.members, images_N3HW, image_ids=image_ids)
+            elapsed = time.perf_counter() - started
+            if self.warm:  # the first pass allocates and chooses algorithms
+                seconds, timed = seconds + elapsed, timed + len(group)
+            self.warm = True
+            for row, labels_HW, predictions_HW in zip(group, labels_NHW, predictions_NHW, strict=True):
+                image_CC = confusion_matrix(labels_HW, predictions_HW, num_classes=self.num_classes)
+                confusion_CC += image_CC
+                records.append(_image_record(row, labels_HW, image_CC, network_ms=1000 * elapsed / len(group)))
+        chunk = {
+            "confusion": confusion_CC.ravel().tolist(),
+            "images": _to_stream(pa.Table.from_pylist(records, schema=_SCORED_SCHEMA)),
+            "num_images": len(records),
+            "network_seconds": seconds,
+            "network_images": timed,
+            "began": began,
+            "ended": time.time(),
+        }
+        return pa.Table.from_pylist([chunk], schema=_CHUNK_SCHEMA)
+
+    def _batches(self, rows: pa.Table) -> Iterator[tuple[list[dict[str, Any]], Tensor, NDArray[np.uint8]]]:
+        """Decode ahead of the network, and join neighbours of one size up to the batch."""
+        columns = rows.select(["part", "row", "image_id"]).to_pylist()
+        size = self.config.batch_size
+        groups = (rows.slice(start, size).to_pylist() for start in range(0, rows.num_rows, size))
+        position = 0
+        with decoding_threads(DECODING_THREADS) as pool:
+            for pairs in ordered_ahead(pool, decode_pair, groups, ahead=2):
+                facts = columns[position : position + len(pairs)]
+                position += len(pairs)
+                for first, last in _runs_of_one_size([labels_HW.shape for _, labels_HW in pairs]):
+                    images_N3HW = torch.stack([image for image, _ in pairs[first:last]])
+                    labels_NHW = np.stack([labels_HW for _, labels_HW in pairs[first:last]])
+                    yield facts[first:last], images_N3HW, labels_NHW
+
+
+def class_maps(members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = ()) -> NDArray[np.uint8]:
+    """Class maps (N, H, W) of uint8 RGB images, as `segment` would write them."""
+    return predict_ensemble(members, images_N3HW, image_ids=image_ids).predictions_NHW
+
+
+def decode_pair(row: dict[str, Any]) -> tuple[Tensor, NDArray[np.uint8]]:
+    """Image (3, H, W) and labels (H, W) of a shard's row.
+
+    Raises:
+        ValueError: one of the two cannot be decoded; the message names the image.
+    """
+    try:
+        image_3HW, labels_HW = decoded(row)
+    except ValueError as error:
+        raise ValueError(f"image {row['image_id']!r} of the prepared dataset is broken: {error}") from error
+    return image_3HW, labels_HW.numpy()
+
+
+def _image_record(
+    row: dict[str, Any], labels_HW: NDArray[np.uint8], image_CC: NDArray[np.int64], *, network_ms: float
+) -> dict[str, Any]:
+    result = scores(image_CC)
+    valid_pixels = int(image_CC.sum())
+    diagonal_C = np.diag(image_CC)
+    return {
+        "part": row["part"],
+        "row": row["row"],
+        "image_id": row["image_id"],
+        "height": labels_HW.shape[0],
+        "width": labels_HW.shape[1],
+        "valid_pixels": valid_pixels,
+        "mean_iou": result.mean_iou if valid_pixels else None,
+        "pixel_accuracy": result.pixel_accuracy if valid_pixels else None,
+        "intersection": diagonal_C.tolist(),
+        "union": (image_CC.sum(axis=0) + image_CC.sum(axis=1) - diagonal_C).tolist(),
+        "network_ms": network_ms,
+    }
+
+
+def _runs_of_one_size(shapes: list[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Bounds of runs of equal neighbours."""
+    bounds = [index for index in range(1, len(shapes)) if shapes[index] != shapes[index - 1]]
+    return list(zip([0, *bounds], [*bounds, len(shapes)], strict=True))
+
+
+def _merged(chunks: list[dict[str, Any]], *, num_classes: int, num_images: int) -> SplitScores:
+    confusion_CC = np.zeros(num_classes * num_classes, dtype=np.int64)
+    for chunk in chunks:
+        confusion_CC += np.asarray(chunk["confusion"], dtype=np.int64)
+    scored = pa.concat_tables([_from_stream(chunk["images"]) for chunk in chunks])
+    scored = scored.sort_by([("part", "ascending"), ("row", "ascending")])
+    places = list(zip(scored["part"].to_pylist(), scored["row"].to_pylist(), strict=True))
+    assert len(places) == len(set(places)) == num_images, "Ray Data lost or repeated rows"
+    return SplitScores(
+        confusion_CC=confusion_CC.reshape(num_classes, num_classes),
+        images=scored.select(IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA),
+        places=places,
+        network_seconds=sum(chunk["network_seconds"] for chunk in chunks),
+        network_images=sum(chunk["network_images"] for chunk in chunks),
+        busy_seconds=max(chunk["ended"] for chunk in chunks) - min(chunk["began"] for chunk in chunks),
+    )
+
+
+def _to_stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_stream(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()

@@ -1,0 +1,263 @@
+"""From shards to training batches: what Ray Data does, and what the train worker does itself.
+
+1. Ray Data reads whole shards in an order shuffled by seed and epoch, verifies their SHA-256 and splits the rows among
+   the workers, equally and reproducibly (`rows`). Rows stay encoded: a decoded photo is 20 to 50 times larger.
+2. Each worker shuffles its rows within a buffer, decodes and augments them in threads, and keeps a few uint8 batches
+   ready. Normalisation happens on the device. What a row becomes is the task's business (`tasks`).
+
+Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen.
+"""
+
+import hashlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.intake.images import decode_image, decode_labels
+from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+Row = dict[str, Any]
+Pair = tuple[Tensor, Tensor]
+"""An image (3, H, W), uint8, and its labels: a label map (H, W), or a class ()."""
+
+READY_BATCHES = 3
+"""Augmented batches that wait for the network, per worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """uint8 images of one step on one worker and their labels, (N, H, W) or (N,); in training, in pinned memory where a
+    GPU waits for them."""
+
+    images_N3HW: Tensor
+    labels: Tensor
+
+
+def training_batches(
+    rows: "DataIterator",
+    *,
+    draw: Callable[[Row, torch.Generator], Pair],
+    batch_size: int,
+    steps_per_epoch: int,
+    shuffle_buffer: int,
+    seed: int,
+    epochs: range,
+    rank: int,
+    num_threads: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """Augmented batches of all epochs in one stream, so that no epoch waits for its first shard. Starts at the call.
+
+    Args:
+        rows: this worker's share, from `ray.train.get_dataset_shard`.
+        draw: decodes a row and draws its augmented pair.
+        batch_size: images per batch on this worker; an incomplete last batch is left out.
+        steps_per_epoch: batches of every epoch.
+        shuffle_buffer: encoded images to shuffle within.
+        seed, rank: what the order and the augmentation depend on, beside the epoch.
+        epochs: which ones.
+        num_threads: threads that decode and augment.
+        pin_memory: page-lock the batches, for an asynchronous copy to a GPU.
+
+    Raises:
+        ValueError: a shard or an image is broken.
+        RuntimeError: an epoch has more or fewer batches than `steps_per_epoch`.
+    """
+
+    def rows_of_batches() -> Iterator[list[tuple[int, Row]]]:
+        for epoch in epochs:
+            tables = rows.iter_batches(
+                batch_size=batch_size,
+                batch_format="pyarrow",
+                prefetch_batches=2,
+                drop_last=True,
+                local_shuffle_buffer_size=max(shuffle_buffer, batch_size),
+                local_shuffle_seed=int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]),
+            )
+            found = 0
+            for table in tables:
+                found += 1
+                if found <= steps_per_epoch:  # what is too much would open the next epoch
+                    yield [(epoch, row) for row in _as_rows(table)]
+            if found != steps_per_epoch:
+                raise RuntimeError(f"worker {rank} got {found} batches in epoch {epoch}, expected {steps_per_epoch}")
+
+    def produce() -> Iterator[Batch]:
+        crop = partial(_training_crop, draw=draw, seed=seed)
+        with decoding_threads(num_threads) as pool:
+            for crops in ordered_ahead(pool, crop, rows_of_batches(), ahead=2):
+                batch = _stacked(crops)
+                if pin_memory:
+                    batch = Batch(batch.images_N3HW.pin_memory(), batch.labels.pin_memory())
+                yield batch
+
+    return started(produce, depth=READY_BATCHES)
+
+
+def _stacked(pairs: list[Pair]) -> Batch:
+    return Batch(torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs]))
+
+
+def _training_crop(visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int) -> Pair:
+    """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on.
+
+    Raises:
+        ValueError: the row's shard is broken.
+    """
+    epoch, row = visit
+    if row["error"] is not None:
+        raise ValueError(row["error"])
+    own_seed = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
+    return draw(row, torch.Generator().manual_seed(int.from_bytes(own_seed, "little", signed=True)))
+
+
+def decoded(row: Row) -> Pair:
+    """Image (3, H, W) and label map (H, W) of a row of a segmentation dataset, uint8."""
+    labels_HW = np.array(decode_labels(row["label"]), dtype=np.uint8)
+    return decoded_image(row), torch.from_numpy(labels_HW)
+
+
+def decoded_image(row: Row) -> Tensor:
+    """Image (3, H, W) of a shard's row, uint8."""
+    pixels_HW3 = np.array(decode_image(row["image"]).pixels_HW3)  # a copy: decoders give read-only memory
+    return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
+
+
+def validation_batches(
+    dataset: PreparedDataset,
+    *,
+    split: str,
+    decode: Callable[[Row], Pair],
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    num_threads: int,
+) -> Iterator[Batch]:
+    """This worker's share of a split, decoded, in order: batches rank*n/W up to (rank+1)*n/W of the split's n batches.
+
+    A batch holds the same images whatever the number of workers. Ray Train's own splits drop the rows that do not
+    divide among the workers, which a score cannot afford.
+    """
+    num_rows = dataset.splits[split].num_images
+    num_batches = -(-num_rows // batch_size)
+    first = rank * num_batches // world_size * batch_size
+    end = min((rank + 1) * num_batches // world_size * batch_size, num_rows)
+
+    def rows() -> Iterator[Row]:
+        offset = 0
+        for part in dataset.splits[split].parts:
+            start, stop = max(first - offset, 0), min(end - offset, part.num_rows)
+            offset += part.num_rows
+            if start >= stop:
+                continue
+            table = read_part(dataset, part, columns=TRAINING_COLUMNS[dataset.task])
+            yield from table.slice(start, stop - start).to_pylist()
+
+    def groups() -> Iterator[list[Row]]:
+        remaining = rows()
+        while group := list(islice(remaining, batch_size)):
+            yield group
+
+    ahead = max(2, 2 * num_threads // batch_size)
+
+    def produce() -> Iterator[Batch]:
+        with decoding_threads(num_threads) as pool:
+            for pairs in ordered_ahead(pool, decode, groups(), ahead=ahead):
+                yield _stacked(pairs)
+
+    return started(produce, depth=ahead)
+
+
+def _as_rows(table: Any) -> list[Row]:
+    """Rows of a pyarrow table (Ray's types allow other batch formats)."""
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+def decoding_threads(num_threads: int) -> ThreadPoolExecutor:
+    """Threads that call PyTorch one operation on one core at a time: they share the cores with the network."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="decode", initializer=_one_core_per_thread)
+
+
+def _one_core_per_thread() -> None:
+    torch.set_num_threads(1)  # with OpenMP, of the calling thread alone
+
+
+def ordered_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[S], T], groups: Iterator[list[S]], *, ahead: int
+) -> Iterator[list[T]]:
+    """Apply `work` to every item in threads and yield whole groups, in order, with at most `ahead` groups in work."""
+    waiting: deque[list[Future[T]]] = deque()
+    for group in groups:
+        waiting.append([pool.submit(work, item) for item in group])
+        if len(waiting) > ahead:
+            yield [future.result() for future in waiting.popleft()]
+    while waiting:
+        yield [future.result() for future in waiting.popleft()]
+
+
+def started(produce: Callable[[], Iterator[T]], *, depth: int) -> Iterator[T]:
+    """Run a generator in a thread, at most `depth` items ahead; it begins now, not at the first `next`.
+
+    An exception of the generator is raised where its item would have come. Dropping the result stops the thread.
+    """
+    items: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
+    abandoned = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> bool:
+        while not abandoned.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        try:
+            for item in produce():
+                if not put((True, item)):
+                    return
+            put((False, None))
+        except BaseException as error:  # handed over, whatever it is
+            put((False, error))
+
+    threading.Thread(target=run, name="batches", daemon=True).start()
+
+    def consume() -> Iterator[T]:
+        try:
+            while True:
+                more, value = items.get()
+                if more:
+                    yield value
+                elif value is None:
+                    return
+                else:
+                    raise value
+        finally:
+            abandoned.set()
+
+    return consume()
+
+
+def num_decoding_threads(*, workers_on_this_machine: int, use_gpu: bool) -> int:
+    """Threads for decoding: beside a GPU all cores of the worker's share but one; two where the network has them."""
+    cores = (os.cpu_count() or 1) // workers_on_this_machine
+    return max(2, cores - 1) if use_gpu else 2

@@ -1,0 +1,57 @@
+"""A few images beside their truth and prediction, to look at in MLflow."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.checkpoints import ModelBundle
+from pipelines.intake.images import decode_image, decode_labels
+from pipelines.pictures import Panel, colourise, png_bytes, strip
+from pipelines.serving import ServedModel
+from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
+from segcore import Task
+from segcore.augment import ClassificationAugmentConfig, centre_crop
+
+
+def sample_pictures(bundle: ModelBundle, dataset: PreparedDataset, *, split: str, count: int) -> dict[str, bytes]:
+    """PNG files by image id: image, truth and prediction side by side, spread over the split's first shard."""
+    rows = read_part(dataset, dataset.splits[split].parts[0], columns=TRAINING_COLUMNS[dataset.task])
+    chosen = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows)).astype(int))
+    draw = _PANELS[dataset.task]
+    return {
+        row["image_id"].replace("/", "_"): png_bytes(strip(draw(bundle, dataset, row)))
+        for row in rows.take(chosen).to_pylist()
+    }
+
+
+def _segmented(bundle: ModelBundle, dataset: PreparedDataset, row: dict[str, Any]) -> tuple[Panel, ...]:
+    pixels_HW3 = decode_image(row["image"]).pixels_HW3
+    prediction_HW = np.asarray(ServedModel(bundle).predict(pixels_HW3))
+    return (
+        Panel(row["image_id"], pixels_HW3),
+        Panel("truth", colourise(decode_labels(row["label"]), dataset.palette)),
+        Panel("prediction", colourise(prediction_HW, dataset.palette)),
+    )
+
+
+def _classified(bundle: ModelBundle, dataset: PreparedDataset, row: dict[str, Any]) -> tuple[Panel, ...]:
+    """The whole image, and the crop that was classified, as validation does it."""
+    pixels_HW3 = decode_image(row["image"]).pixels_HW3
+    config = ClassificationAugmentConfig(**bundle.card.recipe["augment"])
+    crop_3HW = centre_crop(torch.from_numpy(np.array(pixels_HW3)).permute(2, 0, 1), config)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (bundle.card.mean, bundle.card.std))
+    with torch.inference_mode():
+        probabilities_C = bundle.model(((crop_3HW / 255 - mean) / std)[None])[0].softmax(dim=0)
+    share, best = probabilities_C.max(dim=0)
+    return (
+        Panel(f"truth: {dataset.class_names[row['class_index']]}", pixels_HW3),
+        Panel(f"{dataset.class_names[int(best)]}, {100 * float(share):.0f} %", crop_3HW.permute(1, 2, 0).numpy()),
+    )
+
+
+_PANELS: dict[Task, Callable[[ModelBundle, PreparedDataset, dict[str, Any]], tuple[Panel, ...]]] = {
+    "segmentation": _segmented,
+    "classification": _classified,
+}

@@ -1,0 +1,223 @@
+"""A train worker: its place in the group, its replica of the network, and how both come back from a checkpoint."""
+
+import dataclasses
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipelines import storage
+from pipelines.checkpoints import WEIGHTS_FILE, read_state, state_bytes
+from pipelines.recipes.recipe import Recipe
+from pipelines.shards import PreparedDataset
+from pipelines.training.batches import num_decoding_threads
+from pipelines.training.tasks import TASKS, TrainingTask
+from segcore.backbones import BACKBONES
+from segcore.layers import synchronise_batch_norm
+from segcore.networks import restore_network
+from segcore.optim import build_optimiser, poly_schedule
+
+TRAINING_STATE_FILE = "training_state.pt"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainJob:
+    """All that a worker is told.
+
+    Attributes:
+        recipe: what to run.
+        dataset: where from.
+        train_split, validation_split: names of its splits.
+        initial_weights: URI of the state that every worker starts from.
+        run_id, tracking_uri: the MLflow run that the driver opened.
+        steps_per_epoch: equal on all workers.
+        submitted_at: seconds since 1970, to tell start-up from training.
+    """
+
+    recipe: Recipe
+    dataset: PreparedDataset
+    train_split: str
+    validation_split: str
+    initial_weights: str
+    run_id: str
+    tracking_uri: str
+    steps_per_epoch: int
+    submitted_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """One worker's place in the group and its replica of the network.
+
+    Attributes:
+        board: actor handle, see `pipelines.training.progress`.
+        network: the bare network, a `SegmentationModel` or a `Classifier`; `replica` is the same, in DDP where there
+            are several workers.
+        mean_1311, std_1311: of the backbone's input, in units of uint8.
+    """
+
+    job: TrainJob
+    board: Any
+    rank: int
+    world_size: int
+    num_threads: int
+    device: torch.device
+    network: nn.Module
+    replica: nn.Module
+    optimiser: Optimizer
+    schedule: LRScheduler
+    mean_1311: Tensor
+    std_1311: Tensor
+
+    @property
+    def task(self) -> TrainingTask:
+        """What the recipe's task does in its own way."""
+        return TASKS[self.job.recipe.task]
+
+    def say(self, line: str) -> None:
+        """Put a line into the driver's log; rank 0 speaks for all."""
+        if self.rank == 0:
+            self.board.say.remote(line)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run stands between two epochs.
+
+    Attributes:
+        epochs: epochs done.
+        best_score: highest validation score so far (mIoU, top-1), -1 before the first validation.
+        best_epoch: index of the epoch that reached it, -1 before the first validation.
+        seconds: time spent in epochs, over all starts of the run.
+    """
+
+    epochs: int
+    best_score: float
+    best_epoch: int
+    seconds: float
+
+
+def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
+    """Build this worker's replica, from the latest checkpoint where there is one."""
+    recipe = job.recipe
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    neighbours = context.get_local_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # crops have one size
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // neighbours))
+    initial = read_state(storage.read_bytes(job.initial_weights), origin=job.initial_weights)
+    network = restore_network(recipe.model, job.dataset.num_classes, initial).to(device)
+    if recipe.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    if world_size > 1 and recipe.sync_batch_norm and device.type == "cuda":
+        network = synchronise_batch_norm(network)
+    optimiser = build_optimiser(network, recipe.optim)
+    schedule = poly_schedule(optimiser, recipe.optim, total_steps=job.steps_per_epoch * recipe.epochs)
+    checkpoint = ray.train.get_checkpoint()
+    progress = Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0)
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            progress = _restore(Path(folder), network, optimiser, schedule, device)
+    if recipe.compile:
+        network.compile()
+    replica: nn.Module = network
+    if world_size > 1:
+        # Buffers are not broadcast at every step: `average_batch_norm` joins them before anybody uses them.
+        devices = [device] if device.type == "cuda" else None
+        replica = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    spec = BACKBONES[recipe.model.backbone]
+    worker = Worker(
+        job=job,
+        board=board,
+        rank=rank,
+        world_size=world_size,
+        num_threads=num_decoding_threads(workers_on_this_machine=neighbours, use_gpu=device.type == "cuda"),
+        device=device,
+        network=network,
+        replica=replica,
+        optimiser=optimiser,
+        schedule=schedule,
+        mean_1311=torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255,
+        std_1311=torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255,
+    )
+    if world_size > 1 and device.type == "cpu":
+        worker.say(
+            f"CPU workers: each normalises over its own {recipe.batch_size // world_size} images (SyncBatchNorm needs "
+            "CUDA); running statistics are averaged over the workers after every epoch"
+        )
+    if progress.epochs:
+        best = percent(progress.best_score) if progress.best_epoch >= 0 else "not validated yet"
+        worker.say(f"continuing after epoch {progress.epochs}; best {worker.task.score_name} so far: {best}")
+    return worker, progress
+
+
+def normalised(worker: Worker, images_N3HW: Tensor) -> Tensor:
+    """uint8 images as the backbone wants them, on the worker's device; floats would be four times the copy."""
+    layout = torch.channels_last if worker.job.recipe.channels_last else torch.contiguous_format
+    on_device = images_N3HW.to(worker.device, non_blocking=True)
+    return on_device.to(torch.float32, memory_format=layout).sub_(worker.mean_1311).div_(worker.std_1311)
+
+
+def average_batch_norm(network: nn.Module) -> None:
+    """Replace every running mean and variance by its average over the workers.
+
+    Each worker has seen its own images; without this the score and the saved model would be rank 0's alone. The average
+    of variances leaves out the spread between the workers' means, which is small for shuffled images.
+    """
+    buffers = [
+        buffer
+        for module in network.modules()
+        if isinstance(module, _BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def save_state(folder: Path, worker: Worker, state: Progress) -> None:
+    """Weights as in a model folder, and apart from them what only a resumed training needs."""
+    (folder / WEIGHTS_FILE).write_bytes(state_bytes(worker.network.state_dict()))
+    training_state = {
+        "optimiser": worker.optimiser.state_dict(),
+        "schedule": worker.schedule.state_dict(),
+        "progress": dataclasses.asdict(state),
+    }
+    torch.save(training_state, folder / TRAINING_STATE_FILE)
+
+
+def _restore(
+    folder: Path, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
+) -> Progress:
+    weights = folder / WEIGHTS_FILE
+    network.load_state_dict(read_state(weights.read_bytes(), origin=str(weights)))
+    data = io.BytesIO((folder / TRAINING_STATE_FILE).read_bytes())
+    state = torch.load(data, map_location=device, weights_only=True)
+    optimiser.load_state_dict(state["optimiser"])
+    schedule.load_state_dict(state["schedule"])
+    return Progress(**state["progress"])
+
+
+def percent(fraction: float) -> str:
+    """A fraction of 1 as it stands in the log."""
+    return f"{100 * fraction:.2f} %"

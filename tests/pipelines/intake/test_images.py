@@ -1,0 +1,162 @@
+"""Image intake: thousands of broken files, exact arithmetic, labels. The zoo (test_image_zoo.py) has the policy."""
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from pipelines.intake.formats import ImageError
+from pipelines.intake.images import decode_image, decode_labels, encode_labels_png
+from tests.pipelines.zoo.writers import encoded, picture, png_of_rows, turned_for, with_right_checksums
+
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+def test_plain_rgb_files_decode_without_notes(file_format: str) -> None:
+    decoded = decode_image(encoded(Image.fromarray(picture()), file_format, quality=95))
+    assert decoded.pixels_HW3.shape == (12, 20, 3)
+    assert decoded.pixels_HW3.dtype == np.uint8
+    assert np.abs(decoded.pixels_HW3.astype(int) - picture()).mean() < 6
+    assert (decoded.source_height, decoded.source_width, decoded.source_mode) == (12, 20, "RGB")
+    assert (decoded.orientation, decoded.notes) == (1, ())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(file_format: str, orientation: int) -> None:
+    stored = np.ascontiguousarray(turned_for(orientation, picture()))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encoded(Image.fromarray(stored), file_format, exif=exif, lossless=True))
+    assert np.array_equal(decoded.pixels_HW3, picture())
+    assert (decoded.source_height, decoded.source_width) == stored.shape[:2]
+    assert decoded.orientation == orientation
+
+
+def test_sixteen_bit_gray_is_divided_by_257() -> None:
+    values = np.array([[0, 128, 129, 257, 32767, 32768, 65534, 65535]], dtype=np.uint16)
+    decoded = decode_image(encoded(Image.fromarray(values), "PNG"))
+    expected = np.round(values / 257).astype(np.uint8)
+    assert np.array_equal(decoded.pixels_HW3, np.repeat(expected[..., None], 3, axis=2))
+    assert decoded.source_mode == "I;16"
+    assert "divided by 257" in decoded.notes[0]
+
+
+def test_sixteen_bit_colour_is_within_one_level_of_division_by_257() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (4, 5, 3)).astype(">u2")
+    decoded = decode_image(png_of_rows([row.tobytes() for row in values], width=5, bits=16, colour=2))
+    assert np.abs(decoded.pixels_HW3 - values / 257).max() <= 1
+    assert decoded.source_mode == "RGB;16"
+    assert "high byte" in decoded.notes[0]
+
+
+def test_budgets_are_the_callers() -> None:
+    with pytest.raises(ImageError, match="over the budget of 100; cut it"):
+        decode_image(encoded(Image.fromarray(picture()), "PNG"), max_pixels=100)
+    with pytest.raises(ImageError, match="bytes, over the budget of 50"):
+        decode_image(encoded(Image.fromarray(picture()), "PNG"), max_bytes=50)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8, 0.95])
+def test_truncated_files_are_refused_even_where_another_package_allows_them(
+    file_format: str, fraction: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    data = encoded(Image.fromarray(noise), file_format)
+    with pytest.raises(ImageError, match="truncated or broken") as caught:
+        decode_image(data[: int(len(data) * fraction)])
+    assert caught.value.stage == "decode"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "PNG with right checksums", "WEBP", "TIFF", "BMP", "GIF"])
+def test_only_image_errors_come_out_of_broken_files(file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(picture(30, 40)), file_format.split()[0], exif=exif)
+    random = np.random.default_rng(list(file_format.encode()))
+    refused = 0
+    for _ in range(250):
+        broken = np.frombuffer(data, dtype=np.uint8).copy()
+        places = random.integers(0, len(broken), random.integers(1, 8))
+        broken[places] ^= (1 << random.integers(0, 8, len(places))).astype(np.uint8)
+        if random.random() < 0.3:
+            broken = broken[: random.integers(0, len(broken))]
+        content = with_right_checksums(broken.tobytes()) if "checksums" in file_format else broken.tobytes()
+        for decode in (
+            lambda file: decode_image(file, max_pixels=10**6),
+            lambda file: decode_labels(file, max_pixels=10**6),
+        ):
+            try:
+                decode(content)
+            except ImageError as error:
+                assert error.stage in ("sniff", "validate", "decode")
+                refused += 1
+    assert refused > 50
+
+
+def test_image_error_survives_pickle() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("what went wrong", "decode")))
+    assert isinstance(error, ImageError)
+    assert (str(error), error.stage) == ("what went wrong", "decode")
+
+
+def test_threads_decode_the_same() -> None:
+    files = [encoded(Image.fromarray(picture(30 + i, 40)), file_format) for i in range(4) for file_format in LOSSLESS]
+    alone = [decode_image(file).pixels_HW3 for file in files]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda file: decode_image(file).pixels_HW3, files * 5))
+    assert all(np.array_equal(one, alone[i % len(files)]) for i, one in enumerate(together))
+
+
+@pytest.mark.parametrize("file_format", LOSSLESS)
+def test_palette_labels_keep_their_indices(file_format: str) -> None:
+    labels = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(list(np.random.default_rng(0).permutation(768) % 256))
+    assert np.array_equal(decode_labels(encoded(image, file_format)), labels)
+
+
+def test_gray_labels_keep_their_values() -> None:
+    eight = np.array([[0, 7, 255]], dtype=np.uint8)
+    assert np.array_equal(decode_labels(encoded(Image.fromarray(eight), "PNG")), eight)
+    sixteen = np.array([[0, 300, 65535]], dtype=np.uint16)
+    decoded = decode_labels(encoded(Image.fromarray(sixteen), "PNG"))
+    assert decoded.dtype == np.uint16
+    assert np.array_equal(decoded, sixteen)
+    assert decode_labels(encoded(Image.fromarray(np.array([[True, False]])), "PNG")).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(("bits", "row", "values"), [(4, b"\x01\x2f", [0, 1, 2, 15]), (2, b"\x1b", [0, 1, 2, 3])])
+def test_labels_of_few_gray_bits_are_not_spread_over_255(bits: int, row: bytes, values: list[int]) -> None:
+    assert decode_labels(png_of_rows([row], width=4, bits=bits, colour=0)).tolist() == [values]
+
+
+def test_colour_labels_are_refused_with_the_way_to_convert_them() -> None:
+    for mode in ("RGB", "RGBA"):
+        with pytest.raises(ImageError, match=f"mode {mode}, expected one channel.*argmax") as caught:
+            decode_labels(encoded(Image.new(mode, (3, 3)), "PNG"))
+        assert caught.value.stage == "validate"
+
+
+def test_lossy_and_turned_labels_are_refused() -> None:
+    for file_format in ("JPEG", "WEBP"):
+        with pytest.raises(ImageError, match=f"is a {file_format}, whose compression changes class values"):
+            decode_labels(encoded(Image.new("L", (8, 8)), file_format))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with pytest.raises(ImageError, match="carries orientation 6"):
+        decode_labels(encoded(Image.new("L", (8, 8)), "PNG", exif=exif))
+
+
+def test_labels_survive_encoding_and_bytes_are_equal() -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (9, 7)).astype(np.uint8)
+    assert np.array_equal(decode_labels(encode_labels_png(labels)), labels)
+    assert encode_labels_png(labels) == encode_labels_png(labels.copy(order="F"))
+    with pytest.raises(ValueError, match="expected uint8"):
+        encode_labels_png(labels.astype(np.int64))

@@ -1,0 +1,71 @@
+"""Fetching a shard: what cannot be had is told, image by image."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines import storage
+from pipelines.nightly import fetch as segment_fetch
+from pipelines.nightly.fetch import fetch_shard, from_stream, to_stream
+from pipelines.tables.runs import PLAN
+
+
+def _payload(uris: list[str], sizes: list[int]) -> pa.Table:
+    rows = [
+        {"work_id": f"w{index}", "uri": uri, "etag": "e", "size_bytes": size, "reason": "new", "shard": 0}
+        for index, (uri, size) in enumerate(zip(uris, sizes, strict=True))
+    ]
+    items = pa.Table.from_pylist(rows, schema=PLAN)
+    return pa.table({"shard": [0], "payload": pa.array([to_stream(items)], pa.large_binary())})
+
+
+def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_fetch, "FETCH_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(segment_fetch, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(segment_fetch, "MAX_SHARD_BYTES", 10)
+    (tmp_path / "good.jpg").write_bytes(b"good")
+    read_bytes = storage.read_bytes
+    calls: list[str] = []
+
+    def flaky(uri: str) -> bytes:
+        calls.append(uri)
+        if uri == "once":
+            if calls.count(uri) == 1:
+                raise TimeoutError("slow")
+            return b"here"
+        if uri == "never":
+            raise ConnectionError("reset")
+        return read_bytes(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", flaky)
+    uris = [
+        str(tmp_path / "good.jpg"),
+        str(tmp_path / "gone.jpg"),
+        "once",
+        "never",
+        str(tmp_path / "good.jpg"),
+        "huge",
+        "large",
+    ]
+    fetched = from_stream(fetch_shard(_payload(uris, [4, 4, 4, 4, 5, 101, 11]))["payload"][0].as_buffer()).to_pylist()
+    found = [(row["data"], row["stage"], row["error"], row["retryable"], row["attempts"]) for row in fetched]
+    assert found == [
+        (b"good", None, None, None, 1),
+        (None, "fetch", "FileNotFoundError", True, 1),
+        (b"here", None, None, None, 2),
+        (None, "fetch", "ConnectionError", True, 3),
+        (b"good", "fetch", "ValueError", True, 1),
+        (None, "validate", "ValueError", False, 0),
+        (None, None, None, None, 0),  # its worker will read it where it lies
+    ]
+    assert fetched[4]["message"] == "it had 5 bytes when it was listed and has 4 now"
+
+
+def test_fetching_tasks_do_not_import_the_networks() -> None:
+    """Each is a process; importing PyTorch and timm would cost it five seconds."""
+    program = "import sys, pipelines.nightly.fetch; print('torch' in sys.modules, 'segcore.models' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
