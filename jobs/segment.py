@@ -21,7 +21,7 @@ from pipelines.segment import segment
 
 def run(config: SegmentConfig) -> cli.Result:
     """The whole run, or its plan alone."""
-    return preview(config) if config.plan else segment(config)
+    return preview(config) if config.plan else segment(config, began=cli.process_began())
 
 
 if __name__ == "__main__":

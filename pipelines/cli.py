@@ -4,13 +4,25 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
 from pipelines.exit_codes import BAD_INPUT, DONE, INTERRUPTED, JobStoppedError
 
 T = TypeVar("T")
+
+
+def process_began() -> float:
+    """When this process was started, seconds since 1970; now, where the system does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # since the system's start
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        age = 0.0
+    return time.time() - age
 
 
 class Result(Protocol):

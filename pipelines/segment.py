@@ -94,17 +94,21 @@ class SegmentResult:
         )
 
 
-def segment(config: SegmentConfig) -> SegmentResult:
+def segment(config: SegmentConfig, *, began: float | None = None) -> SegmentResult:
     """Segment what is new.
+
+    Args:
+        config: what is asked for.
+        began: when the process was started that does nothing else, seconds since 1970; None: now.
 
     Raises:
         ValueError: an input is missing or broken; the model's class table is not the tables'; the tables cannot be
             written; the cluster is too small; MLflow does not answer.
         JobStoppedError: too many images failed (code `OUTAGE`), or another job works on the same run (`BUSY`).
     """
-    assert not config.plan, "segment_preview.preview plans without running"
+    assert not config.plan, "nightly.preview plans without running"
     try:
-        result = _segment(config)
+        result = _segment(config, began)
     except BaseException as error:
         if config.webhook:
             webhook.post(config.webhook, _message(config, error))
@@ -125,8 +129,8 @@ def _message(config: SegmentConfig, outcome: "SegmentResult | BaseException") ->
     return head | {"status": status, "error": f"{type(outcome).__name__}: {outcome}"}
 
 
-def _segment(config: SegmentConfig) -> SegmentResult:
-    clock = RunClock()
+def _segment(config: SegmentConfig, began: float | None) -> SegmentResult:
+    clock = RunClock(began=began)
     config = checked_places(config)
     tracking.connect(config.tracking_uri)
     challenger = find_challenger(config)

@@ -3,7 +3,7 @@
 <output>/scores.json          every score of the split, by name
 <output>/classes.parquet      one row per class: IoU, accuracy, pixels
 <output>/confusion.parquet    one row per (true class, predicted class): pixels
-<output>/images.parquet       one row per image (`evaluation_scoring.IMAGES_SCHEMA`)
+<output>/images.parquet       one row per image (`scoring.IMAGES_SCHEMA`)
 <output>/confusion.png, iou.png, overlays/*.jpg
 <output>/index.html           all of it on one page
 <output>/manifest.json        written last, by `evaluate`

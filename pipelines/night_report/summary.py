@@ -3,7 +3,7 @@
     {"run_id": "000007", "images": 9990, "failures": 10, "computed": 10000, "seconds": 412.3, "images_per_second": 25.4,
      "workers": 2, ..., "stages": {"list": 1.2, "check": 0.8, ..., "page": 3.1}}       every field of `RunSummary`
 
-Seconds are those of the job that finished the run, from its start, or from the end of the run that it finished before,
+Seconds are those of the job that finished the run, from its process's start, or from the end of the run that it finished before,
 to the end of the page. The stages share them without overlap: the driver counts each moment for the stage that it ends
 (`RunClock`), and while the workers are at work, each worker does the same (`pipelines.nightly.stage_timer`); a worker's
 second counts for 1 / workers. So the stages add up to the wall time, however much runs at the same time.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # Ray reads its environment at import
 SUMMARY_FILE = "summary.json"
 
 STAGES = {
+    "start": "start the interpreter, import the packages",
     "check": "read the models, ask MLflow, try the tables",
     "ray": "start Ray, or connect to it",
     "list": "list the images",
@@ -100,11 +101,13 @@ class RunClock:
 
     Attributes:
         now: seconds since 1970, comparable with the workers' clocks.
+        began: when the job was started, where its process began with it; the time since counts for `start`.
         seconds: by stage, since the last run ended.
         images_per_second: of the run's work; None without any.
     """
 
     now: Callable[[], float] = time.time
+    began: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     images_per_second: float | None = None
     _began: float = field(default=0.0, init=False)
@@ -112,6 +115,9 @@ class RunClock:
 
     def __post_init__(self) -> None:
         self.start_run()
+        if self.began is not None:
+            self._began = self._last = min(self.began, self._began)
+            self.lap("start")
 
     def start_run(self) -> None:
         """What follows counts for the next run."""

@@ -15,7 +15,7 @@ PLAN = pa.schema(
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size_bytes", pa.int64(), nullable=False),
         pa.field("last_modified", pa.timestamp("us")),
-        pa.field("reason", pa.string(), nullable=False),  # `segment_plan.REASONS`; in shards of marks `deletions.MARKS`
+        pa.field("reason", pa.string(), nullable=False),  # `nightly.plan.REASONS`; of marks `deletions.MARKS`
         pa.field("shard", pa.int32(), nullable=False),  # ascending from 0
     ]
 )

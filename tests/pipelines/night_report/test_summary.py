@@ -129,6 +129,17 @@ def test_a_run_without_work_has_no_speed_and_every_run_its_own_time() -> None:
     assert second.seconds == 3 == sum(second.stages.values())
 
 
+def test_the_time_before_the_job_counts_for_its_first_run() -> None:
+    now = Clock()
+    clock = RunClock(now, began=now.time - 7)
+    now.pass_seconds(3)
+    clock.lap("check")
+    first = clock.summary("000001", images=4, failures=0, reports=[], workers=1, threads=1, use_gpu=False)
+    assert (first.stages["start"], first.seconds) == (7, 10) and sum(first.stages.values()) == 10
+    clock.start_run()
+    assert clock.seconds["start"] == 0
+
+
 def test_a_summary_reads_back_and_later_fields_do_not_disturb(tmp_path: Path) -> None:
     tables = str(tmp_path)
     assert read_summary(tables, "000001") is None
