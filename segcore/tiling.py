@@ -40,8 +40,16 @@ logger = logging.getLogger(__name__)
 MAX_BAND_BYTES = 2**31
 """Of the logits that wait for the next row of tiles: 128 rows of 20,000 pixels and 150 classes take 1.5 GB."""
 
+MAX_RUNS = 2**25
+"""Of equal pixels in one mask: while they are written each takes some 40 bytes. 20,000 x 20,000 pixels have so many if
+their runs are 12 pixels long; a street's or a field's are ten times as long, noise has one for each pixel."""
+
 _ENCODED_PIXELS = 2**20
 """At once: the room that `encode` takes for a mask of noise stays small."""
+
+
+class MaskTooLargeError(ValueError):
+    """The class map of a large image is so restless that its run lengths would not fit into memory (`MAX_RUNS`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -149,6 +157,7 @@ class _Sweep:
         self.above: dict[int, Tensor] = {}  # of the row of tiles before, by column of tiles, the rows likewise
         self.classes_rW = np.empty((0, image.width), np.uint8)
         self.runs: list[tuple[NDArray[np.uint8], NDArray[np.int32]]] = []
+        self.num_runs = 0
 
     def tiles(self) -> Iterator[tuple[int, int, slice, slice]]:
         """Number of row and column, and the pixels, of each tile in order."""
@@ -169,6 +178,7 @@ class _Sweep:
 
         Raises:
             ValueError: the image is too wide for so many classes (`MAX_BAND_BYTES`).
+            MaskTooLargeError: see there.
         """
         rows, columns = self.rows, self.columns
         if self.sums is None:
@@ -193,7 +203,11 @@ class _Sweep:
         return right == columns.length and bottom == rows.length
 
     def _finish(self, block_Crw: Tensor, left: int) -> None:
-        """Classes of some pixels that no later tile changes; with the last of their rows, those rows' run lengths."""
+        """Classes of some pixels that no later tile changes; with the last of their rows, those rows' run lengths.
+
+        Raises:
+            MaskTooLargeError: there are more than `MAX_RUNS`.
+        """
         assert self.sums is not None
         rows, width = block_Crw.shape[1:]
         if left == 0:
@@ -205,6 +219,13 @@ class _Sweep:
             step = max(1, _ENCODED_PIXELS // self.image.width)
             self.runs += [encode(self.classes_rW[start : start + step]) for start in range(0, rows, step)]
             self.encode_seconds += time.perf_counter() - started
+            self.num_runs += sum(len(lengths) for _, lengths in self.runs[-len(range(0, rows, step)) :])
+            if self.num_runs > MAX_RUNS:
+                raise MaskTooLargeError(
+                    f"the class map is almost noise: more than {MAX_RUNS} runs of equal pixels in its upper part "
+                    f"alone; expected fewer in all of {self.image.height} x {self.image.width} pixels; cut the image, "
+                    "or use a model whose masks are smoother"
+                )
 
     def _check_budget(self, num_classes: int) -> None:
         rows, columns = self.rows, self.columns

@@ -3,10 +3,11 @@
     {"run_id": "000007", "images": 9990, "failures": 10, "computed": 10000, "seconds": 412.3, "images_per_second": 25.4,
      "workers": 2, ..., "stages": {"list": 1.2, "check": 0.8, ..., "page": 3.1}}       every field of `RunSummary`
 
-Seconds are those of the job that finished the run, from its process's start, or from the end of the run that it finished before,
-to the end of the page. The stages share them without overlap: the driver counts each moment for the stage that it ends
-(`RunClock`), and while the workers are at work, each worker does the same (`pipelines.nightly.stage_timer`); a worker's
-second counts for 1 / workers. So the stages add up to the wall time, however much runs at the same time.
+Seconds are those of the job that finished the run, from its process's start, or from the end of the run that it
+finished before, to the end of the page. The stages share them without overlap: the driver counts each moment for the
+stage that it ends (`RunClock`), and while the workers are at work, each worker does the same
+(`pipelines.nightly.stage_timer`); a worker's second counts for 1 / workers. So the stages add up to the wall time,
+however much runs at the same time.
 """
 
 import dataclasses

@@ -22,7 +22,7 @@ from pipelines.nightly.fetch import Failure, fetch_bytes
 from pipelines.nightly.rows import FIRST_BYTES, WorkItem
 from segcore.inference import Member
 from segcore.tile_grid import TilingConfig
-from segcore.tiling import TiledImage, TiledMap, predict_tiled
+from segcore.tiling import MaskTooLargeError, TiledImage, TiledMap, predict_tiled
 
 T = TypeVar("T")
 
@@ -110,6 +110,8 @@ def failure_of(error: Exception, *, stage: str) -> Failure:
     """What an image's decoder or its store raised, or anything else in a stage."""
     if isinstance(error, ImageError):
         return Failure.of(error, stage=error.stage, retryable=False)
+    if isinstance(error, MaskTooLargeError):
+        return Failure.of(error, stage="encode", retryable=False)
     if isinstance(error, TimeoutError):  # those of a store are `SourceError`s
         return Failure.of(error, stage="decode", retryable=False)
     return Failure.of(error, stage="fetch" if isinstance(error, SourceError) else stage, retryable=True)

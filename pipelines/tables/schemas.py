@@ -288,8 +288,11 @@ def masks_table(
         runs: values and lengths of each, as `segcore.run_lengths.encode` gives them.
     """
     offsets = pa.array(np.cumsum([0] + [len(lengths) for _, lengths in runs]), pa.int32())
-    values = np.concatenate([values for values, _ in runs]) if runs else np.empty(0, np.uint8)
-    lengths = np.concatenate([lengths for _, lengths in runs]) if runs else np.empty(0, np.int32)
+    if len(runs) == 1:  # a huge image is a shard of its own: no copy
+        ((values, lengths),) = runs
+    else:
+        values = np.concatenate([np.empty(0, np.uint8), *(values for values, _ in runs)])
+        lengths = np.concatenate([np.empty(0, np.int32), *(lengths for _, lengths in runs)])
     columns = [
         pa.array(work_ids, pa.string()),
         pa.array([height for height, _ in sizes], pa.int32()),

@@ -20,7 +20,7 @@ from segcore.layers import pad_to_multiple, resize
 from segcore.models import SegmentationOutput
 from segcore.run_lengths import decode
 from segcore.tile_grid import ALIGNMENT_PX, TilingConfig, tile_axis
-from segcore.tiling import TiledImage, TiledMap, predict_tiled
+from segcore.tiling import MaskTooLargeError, TiledImage, TiledMap, predict_tiled
 
 NUM_CLASSES = 4
 CONFIG = TilingConfig(tile_px=96, overlap_px=32)  # 8 pixels at each border do not count
@@ -340,6 +340,21 @@ def test_what_waits_for_the_next_row_of_tiles_is_bounded(monkeypatch: pytest.Mon
     ((_, refused),) = predict_tiled(members, [image], config=CONFIG)
     assert isinstance(refused, ValueError)
     assert f"16 rows of its logits, 4 classes, take {waiting_bytes} bytes, over the budget" in str(refused)
+
+
+def test_a_mask_of_noise_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, members = tiled_image(pixels(160, 200)), [member(Convolutions())]
+    ((_, found),) = predict_tiled(members, [image], config=CONFIG)
+    assert isinstance(found, TiledMap)
+    monkeypatch.setattr(tiling, "MAX_RUNS", len(found.lengths))
+    others = [tiled_image(pixels(160, 200)), tiled_image(pixels(160, 200, seed=1)), tiled_image(0 * pixels(160, 200))]
+    (_, again), (_, _), (_, plain) = predict_tiled(members, others, config=CONFIG)
+    assert isinstance(again, TiledMap), "as many as there may be"
+    monkeypatch.setattr(tiling, "MAX_RUNS", len(found.lengths) // 2)
+    (_, refused), (_, _), (_, plain) = predict_tiled(members, others, config=CONFIG)
+    assert isinstance(refused, MaskTooLargeError)
+    assert f"more than {len(found.lengths) // 2} runs of equal pixels" in str(refused)
+    assert isinstance(plain, TiledMap), "and costs no other image"
 
 
 @pytest.mark.parametrize(

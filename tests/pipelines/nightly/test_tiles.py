@@ -26,6 +26,7 @@ from pipelines.nightly import tiles as segment_tiles
 from pipelines.nightly.rows import WorkItem
 from pipelines.nightly.tiles import segment_tiled
 from pipelines.nightly.worker import decode_item
+from segcore import tiling
 from segcore.inference import InferenceConfig, Member, predict_ensemble
 from segcore.models import SegmentationOutput
 from segcore.run_lengths import decode
@@ -239,6 +240,14 @@ def test_twenty_thousand_pixels_a_side_stay_below_four_gigabytes(
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             peak_bytes.append(pool.submit(work, tmp_path / "image").result())
     assert peak_bytes[-1] is not None and peak_bytes[-1] < limit
+
+
+def test_a_mask_of_noise_ends_in_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiling, "MAX_RUNS", 100)
+    item = sent(0, jpeg(noise(0)))
+    assert segmented([item]) == {}
+    assert item.failure and (item.failure.stage, item.failure.retryable) == ("encode", False)
+    assert "the class map is almost noise: more than 100 runs" in item.failure.message
 
 
 def test_large_files_of_images_that_are_decoded_at_once_keep_the_ordinary_budgets(
