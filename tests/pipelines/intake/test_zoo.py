@@ -91,6 +91,7 @@ def test_a_night_over_the_whole_zoo_puts_every_file_where_it_belongs(tmp_path: P
         tables=str(tmp_path / "tables"),
         tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}",
         batch_size=4,
+        max_failure_rate=1.0,
     )
     result = segment(config)
     sound = {name for name, specimen in SPECIMENS.items() if not specimen.stage}
