@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import MAX_BYTES
 from pipelines.intake.sources import Source, SourceError
-from pipelines.intake.windows import ImageWindows, num_pixels, open_windows
+from pipelines.intake.windows import ImageWindows, num_pixels, open_windows, return_free_memory
 from pipelines.night_report.drift import mean_brightness
 from pipelines.nightly.fetch import Failure, fetch_bytes
 from pipelines.nightly.rows import FIRST_BYTES, WorkItem
@@ -160,6 +160,8 @@ def _window(pixels_HW3: NDArray[np.uint8], rows: slice, columns: slice) -> NDArr
 def _read_window(
     item: WorkItem, windows: ImageWindows, brightness: "_Brightness", reading: Reading, rows: slice, columns: slice
 ) -> NDArray[np.uint8]:
+    if columns.start == 0:
+        return_free_memory()
     pixels_HW3 = reading(item, partial(windows.read, rows, columns))
     brightness.add(rows, columns, pixels_HW3)
     return pixels_HW3
