@@ -30,8 +30,8 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
+from random_models import MEAN, NUM_CLASSES, STD, write_random_model
 
-from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.datasets.scenes import draw_scene
 from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import segment
@@ -41,8 +41,6 @@ from segcore.run_lengths import decode
 from segcore.tile_grid import TilingConfig, tile_axis
 from segcore.tiling import TiledImage, TiledMap, predict_tiled
 
-NUM_CLASSES = 19
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCENE_PX = 1000
 WHOLE_PX = 4096
 TILE_PX = 512
@@ -69,7 +67,7 @@ def main(config: BenchmarkConfig) -> None:
     seconds, share, agreement = _tiles_beside_the_whole(config.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        model = _write_model(Path(scratch, "model"))
+        model = write_random_model(Path(scratch, "model"), NETWORK, height=1024, width=1024)
         for name in config.formats:
             file = Path(scratch, name, "image")
             file.parent.mkdir()
@@ -236,23 +234,6 @@ def _tiles_of(side: int, tile_px: int) -> Iterator[Pixels]:
 def _network() -> torch.nn.Module:
     torch.manual_seed(0)
     return build_model(NETWORK, NUM_CLASSES)
-
-
-def _write_model(folder: Path) -> str:
-    card = ModelCard(
-        model_config=NETWORK,
-        class_names=tuple(f"class {index}" for index in range(NUM_CLASSES)),
-        palette=tuple((index, 2 * index, 3 * index) for index in range(NUM_CLASSES)),
-        mean=MEAN,
-        std=STD,
-        dataset_digest="none: random weights",
-        label_pca_digest=None,
-        recipe={},
-        scores={},
-        input_policy=InputPolicy(image_height=1024, image_width=1024, crop_height=1024, crop_width=1024),
-    )
-    save_model(str(folder), _network(), card)
-    return str(folder)
 
 
 if __name__ == "__main__":

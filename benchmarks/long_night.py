@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 import report
-import torch
 import tyro
 from numpy.typing import NDArray
+from random_models import write_random_model
 
 from pipelines import storage
-from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.datasets.scenes import CLASSES, draw_scene
 from pipelines.demo_images import jpeg
-from segcore.models import ENetConfig, build_model
+from segcore.models import ENetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 HEIGHT, WIDTH = 96, 128
@@ -58,7 +57,7 @@ def main(config: BenchmarkConfig) -> None:
     """Measure, print, and write the section of docs/benchmarks.md."""
     with tempfile.TemporaryDirectory() as scratch:
         _write_images(Path(scratch, "images"), config.num_images)
-        _write_model(Path(scratch, "model"))
+        write_random_model(Path(scratch, "model"), ENetConfig(), height=HEIGHT, width=WIDTH, num_classes=len(CLASSES))
         memory = Memory()
         seconds = _run(Path(scratch), config, memory)
         summary = storage.read_json(str(Path(scratch, "tables", "runs", "000001", "summary.json")))
@@ -170,24 +169,6 @@ def _write_images(folder: Path, count: int) -> None:
         path = folder / f"camera-{index % CAMERAS}" / f"{index:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data[index % len(data)])
-
-
-def _write_model(folder: Path) -> None:
-    torch.manual_seed(0)
-    names = tuple(name for name, _ in CLASSES)
-    card = ModelCard(
-        model_config=ENetConfig(),
-        class_names=names,
-        palette=tuple(colour for _, colour in CLASSES),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        dataset_digest="none: random weights",
-        label_pca_digest=None,
-        recipe={},
-        scores={},
-        input_policy=InputPolicy(image_height=HEIGHT, image_width=WIDTH, crop_height=HEIGHT, crop_width=WIDTH),
-    )
-    save_model(str(folder), build_model(ENetConfig(), len(names)), card)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,10 @@ import report
 import torch
 import tyro
 from numpy.typing import NDArray
+from random_models import write_random_model
 
 from pipelines import storage
-from pipelines.checkpoints import InputPolicy, ModelCard, load_model, save_model
+from pipelines.checkpoints import load_model
 from pipelines.cluster import worker_environment
 from pipelines.datasets.scenes import draw_scene
 from pipelines.demo_images import jpeg
@@ -39,9 +40,8 @@ from pipelines.nightly.config import SegmentConfig
 from pipelines.segment import SegmentResult, segment
 from segcore.backbones import BACKBONES
 from segcore.inference import prepare
-from segcore.models import DeepLabV3PlusConfig, build_model
+from segcore.models import DeepLabV3PlusConfig
 
-NUM_CLASSES = 19
 DISTINCT_PHOTOS = 24
 DECODE_THREADS = 2
 PREPARED = "bare loop, 1 process, batch normalisation folded"
@@ -227,23 +227,9 @@ def _photos(folder: Path, source: str, count: int) -> Path:
 
 
 def _write_model(folder: Path, backbone: str) -> str:
-    torch.manual_seed(0)
     spec = BACKBONES[backbone]
     config = DeepLabV3PlusConfig(backbone=backbone, output_stride=16)
-    card = ModelCard(
-        model_config=config,
-        class_names=tuple(f"class {index}" for index in range(NUM_CLASSES)),
-        palette=tuple((index, 2 * index, 3 * index) for index in range(NUM_CLASSES)),
-        mean=spec.mean,
-        std=spec.std,
-        dataset_digest="none: random weights",
-        label_pca_digest=None,
-        recipe={},
-        scores={},
-        input_policy=InputPolicy(image_height=512, image_width=683, crop_height=512, crop_width=512),
-    )
-    save_model(str(folder), build_model(config, NUM_CLASSES), card)
-    return str(folder)
+    return write_random_model(folder, config, height=512, width=683, mean=spec.mean, std=spec.std)
 
 
 if __name__ == "__main__":

@@ -157,7 +157,6 @@ class _Sweep:
         self.above: dict[int, Tensor] = {}  # of the row of tiles before, by column of tiles, the rows likewise
         self.classes_rW = np.empty((0, image.width), np.uint8)
         self.runs: list[tuple[NDArray[np.uint8], NDArray[np.int32]]] = []
-        self.num_runs = 0
 
     def tiles(self) -> Iterator[tuple[int, int, slice, slice]]:
         """Number of row and column, and the pixels, of each tile in order."""
@@ -219,8 +218,7 @@ class _Sweep:
             step = max(1, _ENCODED_PIXELS // self.image.width)
             self.runs += [encode(self.classes_rW[start : start + step]) for start in range(0, rows, step)]
             self.encode_seconds += time.perf_counter() - started
-            self.num_runs += sum(len(lengths) for _, lengths in self.runs[-len(range(0, rows, step)) :])
-            if self.num_runs > MAX_RUNS:
+            if sum(len(lengths) for _, lengths in self.runs) > MAX_RUNS:
                 raise MaskTooLargeError(
                     f"the class map is almost noise: more than {MAX_RUNS} runs of equal pixels in its upper part "
                     f"alone; expected fewer in all of {self.image.height} x {self.image.width} pixels; cut the image, "

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,10 +16,10 @@ from pipelines.nightly.listing import LISTING, Listing
 from pipelines.nightly.plan import compare, plan_work, work_ids
 from pipelines.tables import commits
 from pipelines.tables.runs import Run, RunSettings, Snapshot
-from pipelines.tables.schemas import FAILURES, PREDICTIONS, TABLES, masks_table, rows_table
+from pipelines.tables.schemas import TABLES, masks_table, rows_table
 from segcore.run_lengths import encode
+from tests.pipelines.night_tables import SETTINGS, filled
 
-NOW = datetime(2026, 11, 20, 3, 0, 0)
 PREFIX = "s3://cams/"
 CLASS_NAMES = ("sky", "road")
 PALETTE = ((70, 130, 180), (128, 64, 128))
@@ -53,20 +54,14 @@ def plan_night(
 
 def create_night(tables: str, plan: pa.Table, *, model: str = "m", config: str = "c", images: str = PREFIX) -> Run:
     """Plan the next run, and no more."""
-    settings = RunSettings(
+    settings = replace(
+        SETTINGS,
         run_id=commits.next_run_id(commits.newest_snapshot(tables)),
-        run_date="2026-11-20",
-        created_at=f"{NOW.isoformat()}+00:00",
         images=images,
-        model_uri="models:/street/3",
-        model_version="3",
-        model_folder="s3://models/street",
         model_digest=model,
         class_names=CLASS_NAMES,
         palette=PALETTE,
-        inference={"mode": "whole", "scales": [1.0]},
         config_digest=config,
-        code_commit="abc",
     )
     run = Run(settings=settings, plan=plan)
     assert commits.create_run(tables, run)
@@ -131,9 +126,9 @@ def _rows(items: pa.Table, settings: RunSettings, failing: Mapping[str, tuple[st
         known = {name: item[name] for name in ("work_id", "uri", "etag", "size_bytes")} | {"run_id": settings.run_id}
         failure = failing.get(item["uri"].removeprefix(PREFIX))
         if failure is None:
-            predictions.append(_filled(PREDICTIONS) | known)
+            predictions.append(filled("predictions", **known))
         else:
-            failures.append(_filled(FAILURES) | known | {"stage": failure[0], "retryable": failure[1]})
+            failures.append(filled("failures", **known, stage=failure[0], retryable=failure[1]))
     ids = [row["work_id"] for row in predictions]
     mask_HW = np.zeros((2, 3), dtype=np.uint8)
     return {
@@ -141,16 +136,3 @@ def _rows(items: pa.Table, settings: RunSettings, failing: Mapping[str, tuple[st
         "masks": masks_table(ids, [(2, 3)] * len(ids), [encode(mask_HW)] * len(ids)),
         "failures": rows_table("failures", failures),
     }
-
-
-def _filled(schema: pa.Schema) -> dict[str, Any]:
-    """Some value for every column."""
-    row: dict[str, Any] = {}
-    for field in schema:
-        if pa.types.is_list(field.type):
-            row[field.name] = []
-        elif pa.types.is_string(field.type):
-            row[field.name] = "x"
-        else:
-            row[field.name] = NOW if pa.types.is_timestamp(field.type) else 0
-    return row

@@ -1,6 +1,7 @@
 """Tables of whole nights, written through the commit protocol without a network, a cluster or images."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -29,6 +30,23 @@ DEFAULTS: dict[str, Any] = {
     "timestamp[us]": NOW,
 }
 
+SETTINGS = RunSettings(
+    run_id="000001",
+    run_date="2026-11-20",
+    created_at="2026-11-20T03:00:00+00:00",
+    images="s3://cams",
+    model_uri="models:/street/3",
+    model_version="3",
+    model_folder="s3://models/street",
+    model_digest="m",
+    class_names=CLASS_NAMES,
+    palette=PALETTE,
+    inference={"mode": "whole", "scales": [1.0]},
+    config_digest="c",
+    code_commit="abc",
+)
+"""Of a run; tests replace what they are about."""
+
 
 def blocky_masks(count: int, *, seed: int, height: int = 12, width: int = 18) -> list[Mask]:
     """Masks of a few areas each, all classes of the table."""
@@ -46,20 +64,8 @@ def filled(table: str, **values: Any) -> dict[str, Any]:
 
 def make_run(run_id: str, shards: Sequence[Sequence[str]], *, run_date: str = "2026-11-20", model: str = "m1") -> Run:
     """A planned run, given the work ids of each shard."""
-    settings = RunSettings(
-        run_id=run_id,
-        run_date=run_date,
-        created_at=f"{run_date}T03:00:00+00:00",
-        images="s3://cams",
-        model_uri="models:/street/3",
-        model_version="3",
-        model_folder="s3://models/street",
-        model_digest=model,
-        class_names=CLASS_NAMES,
-        palette=PALETTE,
-        inference={"mode": "whole"},
-        config_digest="c",
-        code_commit="abc",
+    settings = replace(
+        SETTINGS, run_id=run_id, run_date=run_date, created_at=f"{run_date}T03:00:00+00:00", model_digest=model
     )
     rows = [
         {"work_id": work_id, "uri": f"s3://cams/{work_id}.jpg", "etag": "e", "size_bytes": 1, "reason": "new"}

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,9 @@ from pipelines.tables.compaction import (
 from pipelines.tables.reader import open_snapshot, read_part, read_table
 from pipelines.tables.runs import Snapshot
 from pipelines.tables.schemas import IMAGE_TABLES, MASKS
+from tests.pipelines import power_cuts
 from tests.pipelines.night_tables import blocky_masks, make_run, publish_night, stage_shard
+from tests.pipelines.power_cuts import PowerCut, die_at
 
 START = datetime.now(UTC)
 DAYS = tuple((START - timedelta(days=age)).date().isoformat() for age in (12, 11))
@@ -299,27 +301,7 @@ def test_an_unpublished_run_is_not_touched(tables: str) -> None:
     assert {"e", "f"} <= _snapshot_rows(tables)["masks"].keys()
 
 
-class PowerCut(BaseException):
-    """Nothing after it touches the disk: no `finally`, no clean-up."""
-
-
-def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
-    """Let nothing happen on the disk from the `step`-th change on; returns the changes' names."""
-    changes: list[str] = []
-
-    def guard(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if len(changes) >= step:
-                raise PowerCut
-            changes.append(name)
-            return change(*args, **kwargs)
-
-        return guarded
-
-    for name in ("link", "replace", "unlink", "remove", "rmdir", "mkdir"):
-        monkeypatch.setattr(os, name, guard(name, getattr(os, name)))
-    monkeypatch.setattr(os, "fsync", guard("fsync", lambda descriptor: None))  # the real one only takes time here
-    return changes
+CHANGES = (*power_cuts.CHANGES, "remove")
 
 
 def _nights_of_maintenance(tables: str) -> None:
@@ -340,7 +322,7 @@ def test_whatever_change_of_the_disk_is_the_last_one_rows_are_there_once_and_it_
     first = _snapshot_rows(start)
     undisturbed = str(shutil.copytree(start, tmp_path / "undisturbed"))
     with monkeypatch.context() as patched:
-        all_changes = _die_at(patched, 10**9)
+        all_changes = die_at(patched, 10**9, changes=CHANGES)
         _nights_of_maintenance(undisturbed)
     last = _snapshot_rows(undisturbed)
     assert last == _glob_rows(undisturbed) and last["masks"] != first["masks"]
@@ -348,7 +330,7 @@ def test_whatever_change_of_the_disk_is_the_last_one_rows_are_there_once_and_it_
     for step in range(0, len(all_changes), every):
         tables = str(shutil.copytree(start, tmp_path / str(step)))
         with monkeypatch.context() as patched:
-            _die_at(patched, step)
+            die_at(patched, step, changes=CHANGES)
             with pytest.raises(PowerCut):
                 _nights_of_maintenance(tables)
         _check_readable(tables, first, last)

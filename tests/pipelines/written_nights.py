@@ -1,8 +1,7 @@
 """Published nights of `segment` without a network: rows as a worker would have written them, committed as it would."""
 
-import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,10 @@ from pipelines.night_report.summary import STAGES, RunSummary, write_summary
 from pipelines.pictures import png_bytes
 from pipelines.tables import commits
 from pipelines.tables.runs import PLAN, Run, RunSettings
-from pipelines.tables.schemas import SCHEMAS, masks_table, rows_table
+from pipelines.tables.schemas import masks_table, rows_table
 from segcore.run_lengths import encode
+from tests.pipelines.night_tables import SETTINGS, filled
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE
-
-NOW = datetime.datetime(2026, 11, 20, 3, 0, 0)
-DEFAULTS: dict[str, Any] = {"string": "x", "int64": 7, "int32": 1, "float": 0.5, "bool": False, "timestamp[us]": NOW}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -78,20 +75,17 @@ class Nights:
         publish: bool = True,
     ) -> Run:
         """Plan, commit and publish one more run, with its row of `metrics`, as `segment` does."""
-        settings = RunSettings(
+        settings = replace(
+            SETTINGS,
             run_id=f"{len(self.runs) + 1:06d}",
             run_date=run_date,
             created_at=f"{run_date}T03:00:00+00:00",
             images=self.images,
-            model_uri="models:/street/3",
-            model_version="3",
             model_folder=self.model_folder,
             model_digest=self.model_digest,
             class_names=CLASS_NAMES,
             palette=PALETTE,
-            inference={"mode": "whole", "scales": [1.0]},
             config_digest="c" * 64,
-            code_commit="abc",
         )
         everything: list[Shot | Failed] = [*shots, *failed]
         run = Run(settings=settings, plan=_plan(settings.run_id, everything, per_shard=per_shard))
@@ -122,13 +116,6 @@ def _plan(run_id: str, items: Sequence[Shot | Failed], *, per_shard: int) -> pa.
         for index, item in enumerate(items)
     ]
     return pa.Table.from_pylist(rows, schema=PLAN)
-
-
-def filled(table: str, **values: Any) -> dict[str, Any]:
-    """A row with every column of the schema, the given ones as given."""
-    row = {field.name: DEFAULTS.get(str(field.type), []) for field in SCHEMAS[table]}
-    assert set(values) <= set(row)
-    return row | values
 
 
 def _rows(settings: RunSettings, items: dict[str, Shot | Failed]) -> dict[str, pa.Table]:

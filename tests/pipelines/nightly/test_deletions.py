@@ -1,8 +1,5 @@
 """Marks of objects that have gone: their shards, their rows, and a driver that dies while it writes them."""
 
-import os
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +23,7 @@ from pipelines.tables import commits
 from pipelines.tables.runs import PLAN
 from tests.pipelines.committed_nights import committed_work_ids, create_night, listing, night, read
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture(params=["folder", "object store"])
-def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "folder":
-        yield str(tmp_path / "tables")
-        return
-    uri = f"memory://{uuid.uuid4().hex}/tables"
-    yield uri
-    storage.remove_tree(uri.rpartition("/")[0])
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def _gone(tables: str, prefix: str = "s3://cams/") -> list[str]:

@@ -4,22 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipelines import storage
 from pipelines.nightly import fetch as segment_fetch
-from pipelines.nightly.fetch import fetch_shard, from_stream, to_stream
-from pipelines.tables.runs import PLAN
-
-
-def _payload(uris: list[str], sizes: list[int]) -> pa.Table:
-    rows = [
-        {"work_id": f"w{index}", "uri": uri, "etag": "e", "size_bytes": size, "reason": "new", "shard": 0}
-        for index, (uri, size) in enumerate(zip(uris, sizes, strict=True))
-    ]
-    items = pa.Table.from_pylist(rows, schema=PLAN)
-    return pa.table({"shard": [0], "payload": pa.array([to_stream(items)], pa.large_binary())})
+from pipelines.nightly.fetch import fetch_shard, from_stream
+from tests.pipelines.shard_payloads import payload_of
 
 
 def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +40,7 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
         "huge",
         "large",
     ]
-    fetched = from_stream(fetch_shard(_payload(uris, [4, 4, 4, 4, 5, 101, 11]))["payload"][0].as_buffer()).to_pylist()
+    fetched = from_stream(fetch_shard(payload_of(uris, [4, 4, 4, 4, 5, 101, 11]))["payload"][0].as_buffer()).to_pylist()
     found = [(row["data"], row["stage"], row["error"], row["retryable"], row["attempts"]) for row in fetched]
     assert found == [
         (b"good", None, None, None, 1),

@@ -1,7 +1,6 @@
 """What is left to do, why, and how it is cut."""
 
 import hashlib
-import os
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +15,6 @@ from pipelines.nightly.plan import work_ids
 from pipelines.tables import commits, committed_rows
 from pipelines.tables.runs import PLAN
 from tests.pipelines.committed_nights import (
-    NOW,
     commit_night,
     committed_work_ids,
     listing,
@@ -25,11 +23,9 @@ from tests.pipelines.committed_nights import (
     read,
     reasons,
 )
+from tests.pipelines.night_tables import NOW
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture

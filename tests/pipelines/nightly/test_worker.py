@@ -20,25 +20,18 @@ from pipelines.intake.images import DecodedImage, decode_image
 from pipelines.intake.windows import ImageWindows
 from pipelines.nightly import attempts
 from pipelines.nightly import worker as segment_worker
-from pipelines.nightly.fetch import fetch_shard, from_stream, to_stream
+from pipelines.nightly.fetch import fetch_shard, from_stream
 from pipelines.nightly.rows import ShardRows, WorkItem
 from pipelines.nightly.worker import ShardSegmenter
 from pipelines.nightly.worker_job import WorkerJob
 from pipelines.pictures import png_bytes
 from pipelines.tables import commits
-from pipelines.tables.runs import PLAN, Run, RunSettings
+from pipelines.tables.runs import PLAN, Run
 from segcore.inference import InferenceConfig, Member
+from tests.pipelines.night_tables import SETTINGS
+from tests.pipelines.shard_payloads import payload_of
 from tests.pipelines.skipping_clock import LIMIT, SkippingClock
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
-
-
-def _payload(uris: list[str], sizes: list[int]) -> pa.Table:
-    rows = [
-        {"work_id": f"w{index}", "uri": uri, "etag": "e", "size_bytes": size, "reason": "new", "shard": 0}
-        for index, (uri, size) in enumerate(zip(uris, sizes, strict=True))
-    ]
-    items = pa.Table.from_pylist(rows, schema=PLAN)
-    return pa.table({"shard": [0], "payload": pa.array([to_stream(items)], pa.large_binary())})
 
 
 class FailsOn(nn.Module):
@@ -67,10 +60,8 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
     member = MemberModel(
         model_uri=model, model_version="", model_folder=model, model_digest=digest, inference=InferenceConfig()
     )
-    settings = RunSettings(
-        run_id="000001",
-        run_date="2026-11-20",
-        created_at="2026-11-20T03:00:00+00:00",
+    settings = replace(
+        SETTINGS,
         images=str(tmp_path),
         model_uri=model,
         model_version="",
@@ -78,9 +69,6 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
         model_digest=digest,
         class_names=CLASS_NAMES,
         palette=PALETTE,
-        inference={"mode": "whole", "scales": [1.0]},
-        config_digest="c",
-        code_commit="abc",
     )
     job = WorkerJob(
         tables=str(tmp_path / "tables"),
@@ -92,7 +80,7 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
         image_seconds=60.0,
         use_gpu=False,
     )
-    batch = fetch_shard(_payload(uris, [Path(uri).stat().st_size for uri in uris]))
+    batch = fetch_shard(payload_of(uris, [Path(uri).stat().st_size for uri in uris]))
     plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
     commits.create_run(job.tables, Run(settings=settings, plan=plan))
     threads = torch.get_num_threads()
@@ -141,7 +129,7 @@ def _rows_of_another_run(
     run_id = f"{int(segmenter.job.settings.run_id) + 1:06d}"
     settings = replace(segmenter.job.settings, run_id=run_id, tiling=tiling)
     segmenter.job = replace(segmenter.job, settings=settings)
-    batch = fetch_shard(_payload([str(path)], [path.stat().st_size]))
+    batch = fetch_shard(payload_of([str(path)], [path.stat().st_size]))
     plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
     commits.create_run(segmenter.job.tables, Run(settings=settings, plan=plan))
     report = segmenter(batch).to_pylist()[0]

@@ -1,12 +1,10 @@
 """The commit protocol: one result per shard and one row per image, wherever a process dies."""
 
 import io
-import os
 import threading
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -19,40 +17,17 @@ import pytest
 
 from pipelines import storage
 from pipelines.tables import commits
-from pipelines.tables.runs import PLAN, WHOLE_RUN, PartFile, Run, RunSettings, ShardCommit, Snapshot
+from pipelines.tables.runs import PLAN, WHOLE_RUN, PartFile, Run, ShardCommit, Snapshot
 from pipelines.tables.schemas import FAILURES, PREDICTIONS, TABLES, masks_table, rows_table
 from segcore.run_lengths import encode
+from tests.pipelines.night_tables import SETTINGS
+from tests.pipelines.power_cuts import PowerCut, die_at
 
 NOW = datetime(2026, 11, 20, 3, 0, 0)
 
 
-@pytest.fixture(params=["folder", "object store"])
-def tables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where the tables go: a folder, and a store without renames (in memory, as S3 it copies and deletes)."""
-    if request.param == "folder":
-        yield str(tmp_path / "tables")
-        return
-    uri = f"memory://{uuid.uuid4().hex}/tables"
-    yield uri
-    storage.remove_tree(uri.rpartition("/")[0])
-
-
 def _run(run_id: str = "000001", *, shards: tuple[int, ...] = (3, 2, 1)) -> Run:
-    settings = RunSettings(
-        run_id=run_id,
-        run_date="2026-11-20",
-        created_at="2026-11-20T03:00:00+00:00",
-        images="s3://cams",
-        model_uri="models:/street/3",
-        model_version="3",
-        model_folder="s3://models/street",
-        model_digest="m",
-        class_names=("road", "sky"),
-        palette=((1, 2, 3), (4, 5, 6)),
-        inference={"mode": "whole", "scales": [1.0]},
-        config_digest="c",
-        code_commit="abc",
-    )
+    settings = replace(SETTINGS, run_id=run_id, class_names=("road", "sky"), palette=((1, 2, 3), (4, 5, 6)))
     rows = [
         {
             "work_id": f"{run_id}/{shard}/{index}",
@@ -146,47 +121,24 @@ def _has_abandoned_attempts(tables: str) -> bool:
     return [uri for uri in storage.list_files(tables) if "_staging/" in uri] == []
 
 
-class PowerCut(BaseException):
-    """Nothing after it touches the disk: no `finally`, no clean-up."""
-
-
-def _die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
-    """Let nothing happen on the disk from the `step`-th change on; returns the changes' names."""
-    changes: list[str] = []
-
-    def guard(name: str, change: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded(*args: Any, **kwargs: Any) -> Any:
-            if len(changes) >= step:
-                raise PowerCut
-            changes.append(name)
-            return change(*args, **kwargs)
-
-        return guarded
-
-    for name in ("link", "replace", "unlink", "rmdir", "mkdir"):
-        monkeypatch.setattr(os, name, guard(name, getattr(os, name)))
-    monkeypatch.setattr(os, "fsync", guard("fsync", lambda descriptor: None))  # the real one only takes time here
-    return changes
-
-
 def test_whatever_change_of_the_disk_is_the_last_one_the_same_command_finishes_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = _run(shards=(3, 2))
     with monkeypatch.context() as patched:
-        all_changes = _die_at(patched, 10**9)
+        all_changes = die_at(patched, 10**9)
         _night(str(tmp_path / "undisturbed"), run)
     _check_finished(str(tmp_path / "undisturbed"), run)
     assert {"fsync", "link", "replace", "unlink", "mkdir"} <= set(all_changes)
     for step in range(len(all_changes)):
         tables = str(tmp_path / str(step))
         with monkeypatch.context() as patched:
-            _die_at(patched, step)
+            die_at(patched, step)
             with pytest.raises(PowerCut):
                 _night(tables, run)
         _check_only_committed_rows_are_visible(tables)
         with monkeypatch.context() as patched:
-            _die_at(patched, 10**9)
+            die_at(patched, 10**9)
             _night(tables, run)
         _check_finished(tables, run)
 

@@ -12,15 +12,14 @@ from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training.batches import Batch, decoded
 from pipelines.training.loop import recompute_from_batches, training_step, validate_share
 from pipelines.training.tasks import segmentation_metrics
-from pipelines.training.worker import Progress, TrainJob, Worker, normalised
+from pipelines.training.worker import Progress, Worker, normalised
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import solve
 from segcore.metrics import confusion_matrix
 from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, build_model
 from segcore.optim import build_optimiser, poly_schedule
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
-
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+from tests.pipelines.train_workers import MEAN, STD, worker_of
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +39,7 @@ def make_worker(dataset: PreparedDataset, *, rank: int = 0, world_size: int = 1)
     with torch.no_grad():
         for parameter in network.get_submodule("head.classifier").parameters():
             parameter.normal_() if parameter.ndim > 1 else parameter.zero_()  # a bias would decide alone
-    optimiser = build_optimiser(network, recipe.optim)
-    return Worker(
-        job=TrainJob(
-            recipe=recipe,
-            dataset=dataset,
-            train_split="train",
-            validation_split="val",
-            initial_weights="",
-            run_id="",
-            tracking_uri="",
-            steps_per_epoch=4,
-            submitted_at=0.0,
-        ),
-        board=None,
-        rank=rank,
-        world_size=world_size,
-        num_threads=2,
-        device=torch.device("cpu"),
-        network=network,
-        replica=network,
-        optimiser=optimiser,
-        schedule=poly_schedule(optimiser, recipe.optim, total_steps=4),
-        mean_1311=MEAN.view(1, 3, 1, 1) * 255,
-        std_1311=STD.view(1, 3, 1, 1) * 255,
-    )
+    return worker_of(network, recipe, dataset, rank=rank, world_size=world_size)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -12,13 +12,12 @@ from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training.batches import Batch, decoded_image
 from pipelines.training.loop import training_step, validate_share
 from pipelines.training.tasks import MAX_CLASSES_LOGGED, TASKS, classification_metrics
-from pipelines.training.worker import TrainJob, Worker
+from pipelines.training.worker import Worker
 from segcore.augment import centre_crop
 from segcore.networks import build_network
-from segcore.optim import build_optimiser, poly_schedule
 from tests.pipelines.classified_images import prepare_class_folders, tiny_classifier_recipe
+from tests.pipelines.train_workers import MEAN, STD, worker_of
 
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 TASK = TASKS["classification"]
 
 
@@ -38,32 +37,7 @@ def make_worker(dataset: PreparedDataset, *, rank: int, world_size: int) -> Work
     network = build_network(recipe.model, dataset.num_classes)
     with torch.no_grad():
         network.get_submodule("fc").weight.normal_()
-    optimiser = build_optimiser(network, recipe.optim)
-    job = TrainJob(
-        recipe=recipe,
-        dataset=dataset,
-        train_split="train",
-        validation_split="val",
-        initial_weights="",
-        run_id="",
-        tracking_uri="",
-        steps_per_epoch=4,
-        submitted_at=0.0,
-    )
-    return Worker(
-        job=job,
-        board=None,
-        rank=rank,
-        world_size=world_size,
-        num_threads=2,
-        device=torch.device("cpu"),
-        network=network,
-        replica=network,
-        optimiser=optimiser,
-        schedule=poly_schedule(optimiser, recipe.optim, total_steps=4),
-        mean_1311=MEAN.view(1, 3, 1, 1) * 255,
-        std_1311=STD.view(1, 3, 1, 1) * 255,
-    )
+    return worker_of(network, recipe, dataset, rank=rank, world_size=world_size)
 
 
 def test_the_merged_counts_are_exactly_the_same_for_any_number_of_workers(dataset: PreparedDataset) -> None:
