@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
-from pipelines.exit_codes import BAD_INPUT, DONE, INTERRUPTED, JobStoppedError
+from pipelines.exit_codes import BAD_INPUT, DONE, FAILED, INTERRUPTED, JobStoppedError
+from pipelines.store_errors import StoreUnavailableError
 
 T = TypeVar("T")
 
@@ -52,6 +53,9 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     except JobStoppedError as stopped:
         print(f"stopped: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
+    except StoreUnavailableError as error:  # a scheduler may try again
+        print(f"error: {error}; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(FAILED)
     except (ValueError, FileNotFoundError, PermissionError) as error:
         print(f"error: {error}", file=sys.stderr)
         logging.getLogger(__name__).debug("traceback of the error above", exc_info=True)

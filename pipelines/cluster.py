@@ -29,6 +29,12 @@ MALLOC_TUNABLES = {
     "trim_threshold": 2**40,  # and nothing is given back before the end
 }
 
+STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables that say where an object store is."""
+
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this variable for the driver of a submitted job."""
+
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,7 +43,6 @@ QUIET_ENVIRONMENT = {
     # cause of real hangs, are refused before (`_check_resources`).
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "-1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report() blocks for one interval; the default is 2 s
-    "AWS_EC2_METADATA_DISABLED": "true",
 }
 
 
@@ -105,7 +110,11 @@ def _start(num_cpus_needed: int) -> None:
 
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        # Workers have their own environment. What says where the store is goes with the job; credentials never do: Ray
+        # shows a runtime environment to everybody. A submitted job's environment has been given by who submitted it.
+        given = {} if SUBMITTED_JOB in os.environ else {name: os.environ[name] for name in STORE if name in os.environ}
+        runtime_env = {"env_vars": given} if given else None
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=runtime_env)
         return
     # Embedded Ray needs no token: it listens on this machine only and dies with the job.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

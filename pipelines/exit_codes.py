@@ -2,7 +2,7 @@
 
 DONE = 0
 FAILED = 1
-"""A bug or a lost cluster; a traceback is printed."""
+"""A bug or a lost cluster, with a traceback; or an object store that does not answer, with one message."""
 BAD_INPUT = 2
 """Bad input or configuration; one message."""
 OUTAGE = 3

@@ -49,6 +49,7 @@ from pipelines.prepare_shard import (
 )
 from pipelines.progress import progress
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_FAILURES_SCHEMA, open_dataset, parquet_bytes, part_path
+from pipelines.store_errors import StoreUnavailableError
 from segcore import IGNORE_INDEX, Task
 
 FAILURES_FILE = "failures.parquet"
@@ -56,6 +57,8 @@ PLAN_FILE = "plan.json"
 FIRST_SPLITS = ("train", "val", "test")
 MAX_IMAGES_PER_PART = 4096  # the names of a shard's samples travel with its task and stay below 1 MB
 FAILURES_SHOWN = 5
+TASK_RETRIES = 3
+"""Of a shard whose worker or node is lost, or for which the store does not answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +258,9 @@ def _records(
     """Each shard's record and number of samples, as they come."""
     import ray  # here, not above: `--help` need not wait for it
 
-    task = ray.remote(num_cpus=1)(prepare_shard)
+    task = ray.remote(num_cpus=1)(prepare_shard).options(
+        max_retries=TASK_RETRIES, retry_exceptions=[StoreUnavailableError]
+    )
     workers = num_workers or max(cluster_size(), 1)
     in_flight: dict[Any, int] = {}
     while True:

@@ -21,6 +21,7 @@ from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, 
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
+from pipelines.store_errors import StoreUnavailableError
 from segcore import Task
 
 PROGRESS_FOLDER = "_progress"
@@ -288,6 +289,8 @@ def _segmentation_row(
 
 
 def _unreadable(uri: str, error: OSError) -> _UnusableError:
+    if isinstance(error, StoreUnavailableError):
+        raise error  # the file may be fine: the shard is tried again, and then the job stops
     return _UnusableError("fetch", uri, f"cannot be read: {type(error).__name__}: {error}")
 
 

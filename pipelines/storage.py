@@ -12,16 +12,20 @@ import logging
 import os
 import posixpath
 import secrets
-import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import fsspec
+import pyarrow.fs
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+if TYPE_CHECKING:
+    from pipelines.object_store import ObjectStore
+
 UNFINISHED_SUFFIX = ".part"
-CONFLICT_ATTEMPTS = 5
+S3_PREFIXES = ("s3://", "s3a://")
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +37,19 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """
     if "://" not in uri:  # past fsspec's parser, for which "a::b" is a chain of two URLs
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(uri))
+    if uri.startswith(S3_PREFIXES):
+        from pipelines.object_store import object_store  # half a second, which a folder's user need not wait
+
+        store = object_store()
+        return store, str(store._strip_protocol(uri))
     fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     return fs, str(path)
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same for pyarrow and for Ray's readers and writers, with the retries and errors of `filesystem`."""
+    fs, path = filesystem(uri)
+    return pyarrow.fs.LocalFileSystem() if is_local(fs) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 
 
 def join(uri: str, *parts: str) -> str:
@@ -99,9 +114,29 @@ def list_folders(uri: str) -> list[str]:
     return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
 
 
+def entries(uri: str, *, recursive: bool = False) -> Iterator[dict[str, Any]]:
+    """What fsspec says of each file and folder directly in a folder, or of each file below it; none where it is gone.
+
+    Of S3, page by page: what there is of millions of objects need not be held at once.
+    """
+    fs, path = filesystem(uri)
+    if is_s3(fs):
+        yield from fs.pages(path, one_level=not recursive)
+    elif recursive:
+        yield from fs.find(path, detail=True).values()
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            yield from fs.ls(path, detail=True)
+
+
 def is_local(fs: AbstractFileSystem) -> bool:
     """Whether `fs` is this machine's own file system, where rename and hard links exist."""
     return isinstance(fs, LocalFileSystem)
+
+
+def is_s3(fs: AbstractFileSystem) -> "TypeGuard[ObjectStore]":
+    """Whether `fs` is an object store that speaks S3."""
+    return "s3" in fs.protocol
 
 
 def write_atomic(uri: str, data: bytes) -> None:
@@ -110,6 +145,9 @@ def write_atomic(uri: str, data: bytes) -> None:
     A local file is written beside its place, synced and renamed; an object store's PUT is atomic by itself.
     """
     fs, path = filesystem(uri)
+    if is_s3(fs):
+        fs.put(path, data)
+        return
     if not is_local(fs):
         fs.pipe_file(path, data)
         return
@@ -124,8 +162,14 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     Locally a hard link to a finished file, so that the name never shows half a content; on S3 `If-None-Match: *`.
     """
     fs, path = filesystem(uri)
+    if is_s3(fs):
+        return fs.put_new(path, data)
     if not is_local(fs):
-        return _put_new_object(fs, path, data)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
     temporary = _write_beside(path, data)
     try:
         os.link(temporary, path)
@@ -135,25 +179,6 @@ def create_exclusive(uri: str, data: bytes) -> bool:
         os.unlink(temporary)
     _sync_folder(temporary.parent)
     return True
-
-
-def _put_new_object(fs: AbstractFileSystem, path: str, data: bytes) -> bool:
-    for attempt in range(CONFLICT_ATTEMPTS):
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            # s3fs knows AWS's own answer; other servers say the same without naming the condition.
-            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-            if code in ("PreconditionFailed", "412"):
-                return False
-            if code != "ConditionalRequestConflict" or attempt == CONFLICT_ATTEMPTS - 1:
-                raise
-            time.sleep(0.2 * 2**attempt)  # another writer is at it this moment: S3 asks to try again
-        else:
-            return True
-    raise AssertionError("the last attempt returns or raises")
 
 
 def move(source: str, target: str) -> None:
@@ -201,7 +226,7 @@ def check_writable(uri: str) -> None:
         write_atomic(probe, b"")
         fs, path = filesystem(probe)
         fs.rm_file(path)
-    except Exception as error:  # of an object store: botocore's exceptions are no OSErrors
+    except Exception as error:  # of a store that is not ours: its own exceptions
         raise ValueError(
             f"cannot write below {uri!r}: {type(error).__name__}: {error}; "
             "give a folder or bucket that this user may write to"

@@ -172,21 +172,26 @@ def _spread(work: Callable[[T], R], pieces: Sequence[T], *, in_tasks: bool) -> l
 def _list_level(folder: str) -> tuple[pa.Table, list[str]]:
     """Objects directly in a folder of a store, and the folders in it that are not hidden."""
     fs, path = storage.filesystem(folder)
-    try:
-        entries = fs.ls(path, detail=True)
-    except FileNotFoundError:  # it was emptied since the level above was listed
-        entries = []
-    below = [entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"]
-    below = [name for name in below if name != path.rstrip("/") and not posixpath.basename(name).startswith(".")]
-    return _table(fs, ((entry["name"], entry) for entry in entries)), [str(fs.unstrip_protocol(name)) for name in below]
+    below: list[str] = []
+
+    def files() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for entry in storage.entries(folder):
+            name = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                yield entry["name"], entry
+            elif name != path.rstrip("/") and not posixpath.basename(name).startswith("."):
+                below.append(str(fs.unstrip_protocol(name)))
+
+    return _table(fs, files()), below
 
 
 def _list_below(folders: Sequence[str]) -> pa.Table:
     """Every object below some folders of a store."""
     tables = []
     for folder in folders:
-        fs, path = storage.filesystem(folder)
-        tables.append(_table(fs, fs.find(path, detail=True).items()))
+        fs, _ = storage.filesystem(folder)
+        found = storage.entries(folder, recursive=True)
+        tables.append(_table(fs, ((entry["name"], entry) for entry in found)))
     return pa.concat_tables(tables)
 
 

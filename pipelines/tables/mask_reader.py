@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.tables.commits import STORE_THREADS
-from pipelines.tables.reader import arrow_filesystem, check_version, open_snapshot, table_files
+from pipelines.tables.reader import check_version, open_snapshot, table_files
 from pipelines.tables.runs import Snapshot
 from segcore.run_lengths import decode
 
@@ -69,7 +69,7 @@ def mask_index(
         ValueError: there are no tables, or a file is of a newer version.
     """
     snapshot = snapshot or open_snapshot(tables_uri)
-    filesystem, root = arrow_filesystem(tables_uri)
+    filesystem, root = storage.arrow_filesystem(tables_uri)
     paths = [file["path"] for file in reversed(table_files(snapshot, "masks")) if file["num_rows"]]
     if run_dates is not None:
         folders = {f"run_date={day}" for day in run_dates}

@@ -135,12 +135,6 @@ def check_version(metadata: Mapping[bytes, bytes], path: str) -> None:
         )
 
 
-def arrow_filesystem(uri: str) -> tuple[pa.fs.FileSystem, str]:
-    """The file system of a URI as pyarrow's readers take it, and the path inside it."""
-    fs, path = storage.filesystem(uri)
-    return pa.fs.LocalFileSystem() if storage.is_local(fs) else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs)), path
-
-
 def _scanners(
     tables: str,
     name: str,
@@ -152,7 +146,7 @@ def _scanners(
     """One per file; each opens its file when it is called."""
     snapshot = snapshot or open_snapshot(tables)
     _selected_schema(name, columns)  # raises for columns that are not there
-    filesystem, root = arrow_filesystem(tables)
+    filesystem, root = storage.arrow_filesystem(tables)
     files = table_files(snapshot, name, run_id=run_id)
     if run_id is not None and any(file["run_id"] != run_id for file in files):  # merged from several runs
         of_run = _rows_of_run(tables, name, run_id, snapshot)

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -69,45 +67,6 @@ def test_of_many_processes_each_file_is_created_by_one(tmp_path: Path) -> None:
         won = pool.starmap(_try_all, [(str(tmp_path), who) for who in (1, 2)])
     assert sorted(won[0] + won[1]) == list(range(50))
     assert all(storage.read_bytes(str(tmp_path / str(n))) == b"1" for n in won[0])
-
-
-class AnsweringStore(MemoryFileSystem):  # type: ignore[misc]
-    """An object store that answers conditional writes with botocore's error codes, as s3fs passes them on."""
-
-    protocol = "answering"
-    answers: list[str]
-
-    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
-        if self.answers:
-            cause = Exception("client error")
-            cause.response = {"Error": {"Code": self.answers.pop(0)}}  # type: ignore[attr-defined]
-            raise OSError(errno.EINVAL, "refused") from cause
-        super().pipe_file(path, value, mode=mode, **kwargs)
-
-
-@pytest.fixture
-def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[AnsweringStore]]:
-    fsspec.register_implementation("answering", AnsweringStore, clobber=True)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    yield AnsweringStore
-    MemoryFileSystem.store.clear()
-
-
-@pytest.mark.parametrize("code", ["PreconditionFailed", "412"])
-def test_a_failed_precondition_means_that_the_object_exists(answering: type[AnsweringStore], code: str) -> None:
-    answering.answers = [code]
-    assert not storage.create_exclusive("answering://b/x", b"late")
-
-
-def test_a_write_conflict_is_tried_again_and_other_errors_are_raised(answering: type[AnsweringStore]) -> None:
-    answering.answers = ["ConditionalRequestConflict", "ConditionalRequestConflict"]
-    assert storage.create_exclusive("answering://b/y", b"mine")
-    answering.answers = ["AccessDenied"]
-    with pytest.raises(OSError, match="refused"):
-        storage.create_exclusive("answering://b/z", b"mine")
-    answering.answers = ["ConditionalRequestConflict"] * 9
-    with pytest.raises(OSError, match="refused"):
-        storage.create_exclusive("answering://b/z", b"mine")
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The commit protocol: one result per shard and one row per image, wherever a process dies."""
 
+import contextlib
 import io
 import threading
 from collections import Counter
@@ -130,17 +131,21 @@ def test_whatever_change_of_the_disk_is_the_last_one_the_same_command_finishes_t
         _night(str(tmp_path / "undisturbed"), run)
     _check_finished(str(tmp_path / "undisturbed"), run)
     assert {"fsync", "link", "replace", "unlink", "mkdir"} <= set(all_changes)
-    for step in range(len(all_changes)):
+    step, finished = 0, False
+    while not finished:
         tables = str(tmp_path / str(step))
-        with monkeypatch.context() as patched:
+        with monkeypatch.context() as patched, contextlib.suppress(PowerCut):
             die_at(patched, step)
-            with pytest.raises(PowerCut):
-                _night(tables, run)
+            _night(tables, run)
+            finished = True
+        step += 1
         _check_only_committed_rows_are_visible(tables)
         with monkeypatch.context() as patched:
             die_at(patched, 10**9)
             _night(tables, run)
         _check_finished(tables, run)
+    # Threads race for making the folders, so that the number of changes is not the same in each run.
+    assert step >= len(all_changes) - all_changes.count("mkdir")
 
 
 def _check_only_committed_rows_are_visible(tables: str) -> None:
