@@ -15,6 +15,7 @@ from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard
 from pipelines.cluster import actor_cluster
 from pipelines.ensembles import MemberModel, class_difference, ensemble_digest, ensemble_uri, find_members, load_member
+from pipelines.fault_points import fault_point
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
@@ -213,6 +214,7 @@ def _evaluate(
     name: str,
 ) -> EvaluateResult:
     result = _score(config, members, dataset, name)
+    fault_point("evaluate.scored")
     from pipelines.evaluation.report import draw_examples, scores_by_name, write_report  # imports Ray, as above
 
     examples = draw_examples(

@@ -3,8 +3,8 @@
     SEGPIPE_FAULT=commits.staged@/some/folder/token python jobs/segment.py ...
 
 The first process that comes to the named point creates the token file, with its process id, and waits there to be
-killed; everyone after it passes. Without the variable nothing happens. A name that no code has would never be met: the
-tests take theirs from `POINTS`.
+killed, or for a file TOKEN.released, when the world has gone on without it; everyone after it passes. Without the
+variable nothing happens. A name that no code has would never be met: the tests take theirs from `POINTS`.
 """
 
 import os
@@ -15,7 +15,13 @@ VARIABLE = "SEGPIPE_FAULT"
 
 DRIVER_POINTS = ("commits.plan", "commits.planned", "commits.publish", "commits.snapshot", "commits.published")
 WORKER_POINTS = ("commits.stage", "commits.staged", "commits.committed", "commits.promote", "commits.promoted")
-POINTS = (*DRIVER_POINTS, *WORKER_POINTS)
+STAGE_POINTS = {
+    "prepare": ("prepare.part", "prepare.recorded"),
+    "fit_label_pca": ("label_pca.part", "label_pca.fitted"),
+    "evaluate": ("evaluate.slice", "evaluate.scored"),
+}
+"""Of other stages: where a worker has done a piece of its work, and where the driver knows of it."""
+POINTS = (*DRIVER_POINTS, *WORKER_POINTS, *(point for points in STAGE_POINTS.values() for point in points))
 
 
 def fault_point(name: str) -> None:
@@ -32,5 +38,5 @@ def fault_point(name: str) -> None:
             file.write(str(os.getpid()))
     except FileExistsError:
         return
-    while True:
-        time.sleep(1.0)
+    while not Path(f"{token}.released").exists():
+        time.sleep(0.2)

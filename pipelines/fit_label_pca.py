@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines import manifests, storage
 from pipelines.cluster import cluster_size, ray_cluster
+from pipelines.fault_points import fault_point
 from pipelines.label_pca.fitting import (
     ALL_SOLVERS,
     FitSettings,
@@ -154,6 +155,7 @@ def fit_label_pca(config: FitLabelPCAConfig) -> FitLabelPCAResult:
     with ray_cluster(num_cpus_needed=workers_needed, why=f"{workers_needed} label PCA tasks"):
         workers = config.workers or max(1, cluster_size())
         fitted = fit(dataset, settings, workers=workers)
+        fault_point("label_pca.fitted")
         splits = tuple(dict.fromkeys((config.split, held_out(dataset, config.split))))
         recovery = {
             split: score(dataset, split, fitted.code, settings, workers=workers, with_curve=split == splits[-1])

@@ -34,6 +34,7 @@ from pipelines.datasets.label_crops import LabelCropsConfig
 from pipelines.datasets.listing import ClassificationListing, CropListing, Entry
 from pipelines.datasets.object_crops import ObjectCropsConfig
 from pipelines.datasets.scenes import ScenesConfig
+from pipelines.fault_points import fault_point
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
     RowMaker,
@@ -238,6 +239,7 @@ def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[S
                 shards, job, num_workers=config.workers, stop=lambda: len(failures) > allowed
             ):
                 records.append(record)
+                fault_point("prepare.recorded")
                 failures.extend(record.failures)
                 advance(num_samples)
     failures.sort(key=lambda row: (row["split"], row["image_id"], row["reason"]))

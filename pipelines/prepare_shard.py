@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, PreparedImage, Sample
+from pipelines.fault_points import fault_point
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
@@ -164,6 +165,7 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
     data = parquet_bytes(rows, SCHEMAS[job.task]) if rows else b""
     if rows:
         storage.write_atomic(storage.join(job.output, part_path(shard.split, shard.index)), data)
+    fault_point("prepare.part")
     record = ShardRecord(
         split=shard.split,
         index=shard.index,

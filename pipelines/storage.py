@@ -86,9 +86,11 @@ def list_files(uri: str) -> list[str]:
     What a writer that was killed left half written (see `write_atomic`) is not listed.
     """
     fs, path = filesystem(uri)
-    if not fs.exists(path):
-        return []
-    names = [name for name in fs.find(path) if not _is_unfinished(name)]
+    if is_s3(fs):  # some servers show a folder, even an empty one, as an object whose name ends in a slash
+        names = [entry["name"] for entry in fs.pages(path) if not entry["name"].endswith("/")]
+    else:
+        names = fs.find(path) if fs.exists(path) else []
+    names = [name for name in names if not _is_unfinished(name)]
     if is_local(fs):
         return sorted(names)
     return sorted(uri.rstrip("/") + name.removeprefix(path.rstrip("/")) for name in names)

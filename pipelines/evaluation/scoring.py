@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipelines.cluster import worker_environment
 from pipelines.ensembles import MemberModel, load_member
+from pipelines.fault_points import fault_point
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training.batches import decoded, decoding_threads, ordered_ahead
 from segcore.inference import Member, predict_ensemble, prepare
@@ -222,6 +223,7 @@ class Scorer:
             One row: `confusion` (C*C), `images` (an Arrow stream of `_SCORED_SCHEMA`) and timing; or `error`.
         """
         began = time.time()
+        fault_point("evaluate.slice")
         problem = next((text for text in rows["error"].to_pylist() if text is not None), None)
         if problem is None:
             try:

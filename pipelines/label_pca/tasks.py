@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipelines.fault_points import fault_point
 from pipelines.intake.images import decode_labels
 from pipelines.shards import Part, PreparedDataset, read_part
 from segcore.label_blocks import BlockStatistics
@@ -230,3 +231,4 @@ def _for_each_label(dataset: PreparedDataset, part: Part, function: Callable[[ND
             function(labels_HW.astype(np.uint8, copy=False))
         except ValueError as error:
             raise ValueError(f"label of {image_id!r} in {part.path}: {error}") from error
+    fault_point("label_pca.part")
