@@ -1,6 +1,8 @@
 """`manifest.json`: written last, so its presence means that the folder is complete."""
 
 import dataclasses
+import hashlib
+import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -11,9 +13,15 @@ from pipelines import storage
 MANIFEST = "manifest.json"
 
 
+PACKAGES = ("pipelines", "segcore")
+
+
 @cache
 def code_commit() -> str:
-    """The commit of this code, with `-dirty` where tracked files differ from it, or `unknown` outside a checkout."""
+    """The commit of this code, with `-dirty` where tracked files differ from it; outside a checkout its `code_trees`.
+
+    A submitted job and an installed package have no `.git`.
+    """
     root = Path(__file__).resolve().parent.parent
     try:
         described = subprocess.run(
@@ -35,8 +43,36 @@ def code_commit() -> str:
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return code_trees(root)
     return described.stdout.strip()
+
+
+def code_trees(root: Path) -> str:
+    """What git calls the content of the two packages below `root`: `trees-<pipelines>-<segcore>`, 40 digits each.
+
+    They need no git here, and lead to the commit in any clone that has it:
+    `for c in $(git rev-list --all); do echo $c trees-$(git rev-parse $c:pipelines)-$(git rev-parse $c:segcore); done`
+    """
+    return "-".join(["trees", *(_git_tree(root / package).hex() for package in PACKAGES)])
+
+
+def _git_tree(folder: Path) -> bytes:
+    """Git's object id of a folder (gitformat-pack(5); SHA-1), without what Python leaves there."""
+    entries: list[tuple[bytes, bytes]] = []
+    for path in folder.iterdir():
+        if path.name == "__pycache__" or path.suffix == ".pyc":
+            continue
+        name = os.fsencode(path.name)
+        if path.is_dir():
+            entries.append((name + b"/", b"40000 " + name + b"\0" + _git_tree(path)))  # git sorts folders by "name/"
+        else:
+            mode = b"100755" if path.stat().st_mode & 0o100 else b"100644"
+            entries.append((name, mode + b" " + name + b"\0" + _git_object(b"blob", path.read_bytes())))
+    return _git_object(b"tree", b"".join(entry for _, entry in sorted(entries)))
+
+
+def _git_object(kind: bytes, content: bytes) -> bytes:
+    return hashlib.sha1(b"%s %d\0" % (kind, len(content)) + content, usedforsecurity=False).digest()
 
 
 def write_manifest(folder: str, *, kind: str, content: dict[str, Any]) -> dict[str, Any]:

@@ -50,21 +50,24 @@ def test_digests_depend_on_values_not_on_order() -> None:
     assert manifests.digest({"b": [1, 2], "a": "x"}) == manifests.digest({"a": "x", "b": [1, 2]})
 
 
-def _commit_seen_by_a_copy(package: Path) -> str:
-    """Runs `code_commit` of a copy of the package in another process."""
-    shutil.copytree(
-        Path(manifests.__file__).parent, package / "pipelines", ignore=shutil.ignore_patterns("__pycache__")
-    )
+def _copy_packages(to: Path) -> None:
+    for package in manifests.PACKAGES:
+        source = Path(manifests.__file__).parent.parent / package
+        shutil.copytree(source, to / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _commit_seen_by_a_copy(folder: Path) -> str:
+    """Runs `code_commit` of a copy of the packages in another process."""
     code = (
-        f"import sys; sys.path.insert(0, {str(package)!r}); "
+        f"import sys; sys.path.insert(0, {str(folder)!r}); "
         "from pipelines import manifests; print(manifests.code_commit())"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=package)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
     return process.stdout.strip()
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false", "-c", "core.autocrlf=false")
     process = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
     return process.stdout.strip()
 
@@ -75,14 +78,29 @@ def test_the_commit_of_a_checkout_is_named_and_marked_when_files_differ(tmp_path
     _git(tmp_path, "add", "file")
     _git(tmp_path, "commit", "--quiet", "--message=x")
     head = _git(tmp_path, "rev-parse", "HEAD")
+    _copy_packages(tmp_path)
     assert _commit_seen_by_a_copy(tmp_path) == head
     (tmp_path / "file").write_text("two")
-    shutil.rmtree(tmp_path / "pipelines")
     assert _commit_seen_by_a_copy(tmp_path) == f"{head}-dirty"
 
 
-def test_an_installed_copy_does_not_take_the_commit_of_a_checkout_around_it(tmp_path: Path) -> None:
+def test_outside_a_checkout_the_code_is_named_by_the_trees_that_git_gives_it(tmp_path: Path) -> None:
+    """As in a submitted job or an installed package; a checkout that happens to lie around it is not taken for it."""
     _git(tmp_path, "init", "--quiet")
     _git(tmp_path, "commit", "--quiet", "--allow-empty", "--message=x")
-    (tmp_path / "site-packages").mkdir()
-    assert _commit_seen_by_a_copy(tmp_path / "site-packages") == "unknown"
+    copy = tmp_path / "site-packages"
+    copy.mkdir()
+    _copy_packages(copy)
+    (copy / "segcore" / "run").write_text("#!/bin/sh")
+    (copy / "segcore" / "run").chmod(0o755)
+    (copy / "segcore" / "layers-first").write_text("git sorts it before the folder layers/")
+    seen = _commit_seen_by_a_copy(copy)  # which leaves a __pycache__
+    _git(copy, "init", "--quiet")
+    (copy / ".gitignore").write_text("__pycache__/")
+    _git(copy, "add", "--all")
+    _git(copy, "commit", "--quiet", "--message=x")
+    expected = [_git(copy, "rev-parse", f"HEAD:{package}") for package in manifests.PACKAGES]
+    assert seen == "-".join(["trees", *expected]) == manifests.code_trees(copy)
+    (copy / "segcore" / "run").write_text("#!/bin/bash")
+    assert manifests.code_trees(copy).startswith(f"trees-{expected[0]}-")
+    assert manifests.code_trees(copy) != seen
