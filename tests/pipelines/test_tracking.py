@@ -144,7 +144,7 @@ def test_a_worker_that_does_not_see_the_tracking_file_says_so(tmp_path: Path) ->
 
 
 def test_a_gateway_without_a_server_behind_it_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SERVER_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("pipelines.tracking.store.SERVER_WAIT_SECONDS", 0.5)
 
     class Gateway(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -181,7 +181,7 @@ def test_a_packed_model_names_every_package_that_serving_it_imports() -> None:
 
 
 def test_a_server_that_does_not_answer_is_an_error_after_a_bounded_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "SERVER_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr("pipelines.tracking.store.SERVER_WAIT_SECONDS", 1.0)
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"127.0.0.1:9 did not answer.*--tracking-uri"):
         tracking.connect("http://127.0.0.1:9")

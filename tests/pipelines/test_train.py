@@ -370,7 +370,7 @@ class TestRefusedAtTheStart:
             train(dataclasses.replace(base, name="new", output=str(tmp_path / "file")))
 
     def test_a_tracking_server_that_does_not_answer(self, base: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tracking, "SERVER_WAIT_SECONDS", 0.5)
+        monkeypatch.setattr("pipelines.tracking.store.SERVER_WAIT_SECONDS", 0.5)
         with pytest.raises(ValueError, match="did not answer"):
             train(dataclasses.replace(base, name="new", tracking_uri="http://127.0.0.1:9"))
         tracking.connect(base.tracking_uri)
