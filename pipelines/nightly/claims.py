@@ -13,18 +13,16 @@ same way.
 
 import dataclasses
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pipelines import storage
+from pipelines.drivers import Driver
 from pipelines.exit_codes import BUSY, JobStoppedError
 
 logger = logging.getLogger(__name__)
@@ -32,41 +30,6 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 20.0
 ENDED = ("finished", "failed", "stopped", "interrupted")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Driver:
-    """A process on a machine, such that no other has the same description, ever.
-
-    Attributes:
-        host: name of the machine.
-        boot_id: of its running kernel; "" where it cannot be read.
-        pid: of the process.
-        started_ticks: when the process was started, since the machine's boot; pids are used again. "" if unknown.
-        claimed_at: UTC, ISO 8601, for people.
-    """
-
-    host: str
-    boot_id: str
-    pid: int
-    started_ticks: str
-    claimed_at: str
-
-    @staticmethod
-    def this_process() -> "Driver":
-        return Driver(
-            host=socket.gethostname(),
-            boot_id=_boot_id(),
-            pid=os.getpid(),
-            started_ticks=_started_ticks(os.getpid()),
-            claimed_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    def is_dead_here(self) -> bool:
-        """Whether it ran on this machine and has ended; False where that cannot be known."""
-        if not self.boot_id or not self.started_ticks or self.host != socket.gethostname():
-            return False
-        return self.boot_id != _boot_id() or _started_ticks(self.pid) != self.started_ticks
 
 
 @dataclass(kw_only=True, slots=True)
@@ -241,19 +204,3 @@ def _claim_uri(tables: str, run_id: str, number: int) -> str:
 
 def _progress_uri(tables: str, run_id: str) -> str:
     return storage.join(tables, "runs", run_id, "progress.json")
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _started_ticks(pid: int) -> str:
-    """Field 22 of /proc/<pid>/stat (proc(5)), behind the command's name, which may hold anything; "" where it ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended; nobody has asked for its exit code yet

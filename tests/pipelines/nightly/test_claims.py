@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
+from pipelines.drivers import Driver
 from pipelines.exit_codes import BUSY, JobStoppedError
 from pipelines.nightly import claims as run_claims
-from pipelines.nightly.claims import Driver, Progress, claimed, read_progress
+from pipelines.nightly.claims import Progress, claimed, read_progress
 from tests.pipelines.processes import needs_proc
 
 RUN = "000001"
