@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard
 from pipelines.cluster import actor_cluster
-from pipelines.ensembles import MemberModel, class_difference, ensemble_digest, ensemble_uri, find_members, load_member
+from pipelines.ensembles import (
+    MemberModel,
+    class_difference,
+    ensemble_digest,
+    ensemble_uri,
+    find_members,
+    load_member,
+    registered_version,
+)
 from pipelines.fault_points import fault_point
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
@@ -146,6 +154,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         identity["leave_out"] = sorted(config.leave_out)
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:
+        tracking.settle(finished.run_id)
         logger.info("%s holds this evaluation already; give --overwrite to do it again", config.output)
         return finished
     storage.check_writable(config.output)
@@ -157,6 +166,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         tracking.DATASET_DIGEST_TAG: dataset.digest,
         SPLIT_TAG: config.split,
         TRAIN_RUN_TAG: trainings[0].run_id if trainings[0] else "",
+        tracking.MODEL_VERSION_TAG: registered_version(members),
     }
     name = " + ".join(
         training.name if training else member.model_folder.rstrip("/").rsplit("/", 1)[-1]
@@ -165,8 +175,14 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     others = {str(number): member.to_dict() for number, member in enumerate(members[1:], start=2)}
     parameters = dataclasses.asdict(config) | {"model": members[0].model_uri, "ensemble": others}
     with tracking.tracked_run(
-        experiment=config.experiment, name=f"{name} on {config.split}", job="evaluate", parameters=parameters, tags=tags
+        experiment=config.experiment,
+        name=f"{name} on {config.split}",
+        job="evaluate",
+        parameters=parameters,
+        tags=tags,
+        work={"output": config.output, "identity": identity},
     ) as run:
+        run.log_dataset(dataset.uri, digest=dataset.digest, split=config.split, context="evaluation")
         return _evaluate(config, members, dataset, run, identity, name)
 
 
@@ -244,7 +260,8 @@ def _evaluate(
     _log(run, config, named, speeds)
     content = {
         "identity": identity,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(config)
+        | {"tracking_uri": config.tracking_uri and tracking.without_password(config.tracking_uri)},
         "model_uri": ensemble_uri(members),
         "model_folder": members[0].model_folder,
         "ensemble": [member.to_dict() for member in members[1:]],
@@ -324,8 +341,8 @@ def _origins(
 
 
 def _log(run: tracking.TrackedRun, config: EvaluateConfig, named: dict[str, float], speeds: dict[str, float]) -> None:
-    run.log_metrics({f"eval/{config.split}/{name}": value for name, value in named.items()})
-    run.log_metrics({f"eval/{name}": value for name, value in speeds.items()})
+    run.log_once({f"eval/{config.split}/{name}": value for name, value in named.items()})
+    run.log_once({f"eval/{name}": value for name, value in speeds.items()})
     for name in ("scores.json", "confusion.png", "iou.png", "index.html"):
         run.log_bytes(name, storage.read_bytes(storage.join(config.output, name)))
 

@@ -32,7 +32,7 @@ from pipelines.exit_codes import JobStoppedError
 from pipelines.manifests import code_commit, digest
 from pipelines.night_report.summary import RunClock
 from pipelines.nightly import attempts, webhook
-from pipelines.nightly.challenge import Challenger, night_evidence
+from pipelines.nightly.challenge import Challenger
 from pipelines.nightly.claims import Progress, claimed
 from pipelines.nightly.config import SegmentConfig, checked_places
 from pipelines.nightly.deletions import num_images
@@ -42,6 +42,7 @@ from pipelines.nightly.plan import INTAKE_VERSION, compare, plan_work, work_ids
 from pipelines.nightly.publication import publish_run, record_quiet_night
 from pipelines.nightly.run import SegmentJob, execute
 from pipelines.nightly.table_checks import check_class_table, check_tables
+from pipelines.nightly.tracked_night import log_night, note_table_runs, tracked_night
 from pipelines.tables import commits
 from pipelines.tables.runs import Run, RunSettings, Snapshot
 from segcore.inference import inference_to_dict
@@ -131,26 +132,17 @@ def _message(config: SegmentConfig, outcome: "SegmentResult | BaseException") ->
 
 def _segment(config: SegmentConfig, began: float | None) -> SegmentResult:
     clock = RunClock(began=began)
-    config = checked_places(config)
-    tracking.connect(config.tracking_uri)
-    challenger = find_challenger(config)
-    config, members, card = find_models(config)
+    asked = checked_places(config)
+    tracking.connect(asked.tracking_uri)
+    challenger = find_challenger(asked)
+    config, members, card = find_models(asked)
     for member in (*members, *([challenger.member] if challenger else [])):
         load_member(member)  # raises where weights are missing or broken, before anything starts
     check_tables(config.tables)
     check_class_table(config.tables, card, model=ensemble_uri(members))
     if challenger is not None:
         _check_comparable(challenger.member, card)
-    tags = {
-        tracking.MODEL_FOLDER_TAG: members[0].model_folder,
-        tracking.MODEL_DIGEST_TAG: ensemble_digest(members),
-    }
-    others = {str(number): member.to_dict() for number, member in enumerate(members[1:], start=2)}
-    parameters = dataclasses.asdict(config) | {"model": members[0].model_uri, "ensemble": others}
-    name = f"segment {config.source.rstrip('/').rsplit('/', 1)[-1]}"
-    with tracking.tracked_run(
-        experiment=config.experiment, name=name, job="segment", parameters=parameters, tags=tags
-    ) as tracked:
+    with tracked_night(asked, config, members) as tracked:
         job = SegmentJob(config=config, members=members, challenger=challenger, clock=clock)
         clock.lap("check")
         with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
@@ -159,19 +151,14 @@ def _segment(config: SegmentConfig, began: float | None) -> SegmentResult:
             clock.lap("list")
             run = _next_run(job, card, listing)
             if run is not None:
+                note_table_runs(tracked, [*job.run_ids, run.settings.run_id])
                 execute(job, run)
         num_listed = listing.objects.num_rows
         if not job.run_ids and config.page:
             job.page = record_quiet_night(config.tables, images=config.source, num_present=num_listed)
         result = _result(job, tracked, num_listed=num_listed)
         _tidy(job)
-        tracked.set_tags({"segpipe.tables": result.tables, "segpipe.snapshot": str(result.snapshot)})
-        metrics = {"num_images": result.num_images, "num_failures": result.num_failures}
-        tracked.log_metrics(metrics | {"images_per_second": result.images_per_second})
-        for run_id in job.run_ids:
-            evidence = night_evidence(config.tables, run_id)
-            if evidence is not None:
-                tracked.log_metrics(evidence.metrics(), step=int(run_id))
+        log_night(tracked, config.tables, job.run_ids, images_per_second=result.images_per_second)
     return result
 
 

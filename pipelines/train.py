@@ -170,13 +170,17 @@ def train(config: TrainConfig) -> TrainResult:
         name=config.name,
         job="train",
         parameters={**identity, "data": config.data, "label_pca": config.label_pca, "workers": config.workers},
-        tags={tracking.DATASET_DIGEST_TAG: inputs.dataset.digest},
+        tags=_tags(inputs),
+        work={"run_folder": run_folder, "identity": identity},
         run_id=record["mlflow_run_id"] if record else None,
     ) as run:
         if initial is not None:
             run.log_bytes("recipe.json", storage.json_bytes(identity["recipe"]))
             storage.write_atomic(storage.join(run_folder, INITIAL_FILE), initial)
             claim(run_folder, identity, run_id=run.run_id)
+        run.set_tags({tracking.RECORDED_TAG: run_folder})
+        for split, context in ((inputs.train_split, "training"), (inputs.validation_split, "validation")):
+            run.log_dataset(inputs.dataset.uri, digest=inputs.dataset.digest, split=split, context=context)
         if result is None:
             result = _fit_and_save(config, inputs, run_folder, run, tracking_uri)
         if config.register:
@@ -184,8 +188,15 @@ def train(config: TrainConfig) -> TrainResult:
                 result.model_folder, name=config.register, alias=REGISTERED_ALIAS, run_id=run.run_id
             )
             result = dataclasses.replace(result, model_uri=f"models:/{config.register}/{version}")
-        storage.write_atomic(storage.join(run_folder, RESULT_FILE), storage.json_bytes(dataclasses.asdict(result)))
+            run.set_tags({tracking.MODEL_VERSION_TAG: result.model_uri})
+    # After the end in MLflow: a driver that dies in between does its last step again, and no run stays RUNNING.
+    storage.write_atomic(storage.join(run_folder, RESULT_FILE), storage.json_bytes(dataclasses.asdict(result)))
     return result
+
+
+def _tags(inputs: TrainInputs) -> dict[str, str]:
+    tags = {tracking.DATASET_DIGEST_TAG: inputs.dataset.digest}
+    return tags | ({tracking.LABEL_PCA_DIGEST_TAG: inputs.label_pca_digest} if inputs.label_pca_digest else {})
 
 
 def _identity(config: TrainConfig, inputs: TrainInputs) -> dict[str, Any]:
@@ -228,6 +239,7 @@ def _fit_and_save(
     if card.task == "segmentation":
         _add_reference(config, inputs, card, model_folder, model_digest)
     _log_model(run, network, inputs, model_folder)
+    run.set_tags({tracking.MODEL_DIGEST_TAG: model_digest})
     return TrainResult(
         run_folder=run_folder,
         model_folder=model_folder,
@@ -325,7 +337,7 @@ def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs
         "model/parameters": count_parameters(network).total,
         "model/multiply_adds": count_multiply_adds(network, height, width),
     }
-    run.log_metrics(costs)
+    run.log_once(costs)
     run.set_tags({tracking.MODEL_FOLDER_TAG: model_folder})
     bundle = load_model(model_folder, task=inputs.dataset.task)
     pictures = sample_pictures(bundle, inputs.dataset, split=inputs.validation_split, count=NUM_PICTURES)

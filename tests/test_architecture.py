@@ -28,6 +28,22 @@ FILE_FUNCTIONS = {
     "np": {"load", "save", "savez", "savez_compressed", "loadtxt", "savetxt", "fromfile", "genfromtxt", "memmap"},
     "cv2": {"imread", "imwrite", "VideoCapture"},
 }
+UNPICKLING_MODULES = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNPICKLING_CALLS = {
+    *(
+        "pickle.load",
+        "pickle.loads",
+        "pickle.Unpickler",
+        "torch.jit.load",
+        "torch.hub.load",
+        "torch.package.PackageImporter",
+    ),
+    *("pd.read_pickle", "pandas.read_pickle", "yaml.unsafe_load", "yaml.full_load", "mlflow.pytorch.load_model"),
+}
+OWN_PICKLES = {
+    # (folder, call): what this job's own driver sent through Ray, and no file
+    ("pipelines/training", "pickle.loads(config['job'])"),
+}
 BANNED_STEMS = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
@@ -290,6 +306,30 @@ def public_names_are_documented(module: Module) -> list[str]:
     ]
 
 
+def nothing_is_unpickled(module: Module) -> list[str]:
+    """What reads a bucket's files cannot run code; a pickle is an attack as soon as somebody else may write there."""
+    if module.folder not in ("segcore", "pipelines", "jobs"):
+        return []
+    wrong = [
+        f"line {line}: imports {name}"
+        for name, line in imported_names(module)
+        if name.split(".")[0] in UNPICKLING_MODULES or name in {*UNPICKLING_CALLS, "torch.load"}
+    ]
+    for node in module.nodes(ast.Call):
+        assert isinstance(node, ast.Call)
+        called, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        allowed = (PurePosixPath(module.path).parent.as_posix(), ast.unparse(node)) in OWN_PICKLES
+        if called in UNPICKLING_CALLS and not allowed:
+            wrong.append(f"line {node.lineno}: {ast.unparse(node)}")
+        if called == "torch.load" and options.get("weights_only") != "True":
+            wrong.append(f"line {node.lineno}: torch.load() without weights_only=True")
+        if options.get("allow_pickle", "False") != "False":
+            wrong.append(f"line {node.lineno}: allow_pickle={options['allow_pickle']}")
+        if called == "yaml.load" and options.get("Loader") not in ("yaml.SafeLoader", "yaml.CSafeLoader"):
+            wrong.append(f"line {node.lineno}: yaml.load() without SafeLoader")
+    return wrong
+
+
 Rule = Callable[[Module], list[str]]
 LONG = "\n".join(["x = 1"] * (MAX_FILE_LINES + 1))
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
@@ -345,6 +385,17 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
         ("segcore/x.py", "@dataclass(frozen=True, slots=True)\nclass XConfig: ..."),
     ],
     nothing_takes_any_keyword: [("pipelines/x.py", "def f(**kwargs): ...")],
+    nothing_is_unpickled: [
+        ("pipelines/x.py", "pickle.loads(storage.read_bytes(uri))"),
+        ("pipelines/x.py", "pickle.loads(config['job'])"),
+        ("pipelines/x.py", "def f():\n    from pickle import loads"),
+        ("pipelines/x.py", "import joblib"),
+        ("pipelines/x.py", "from torch import load"),
+        ("pipelines/x.py", "torch.load(file)"),
+        ("pipelines/x.py", "torch.load(file, weights_only=safe)"),
+        ("segcore/x.py", "np.load(file, allow_pickle=True)"),
+        ("pipelines/x.py", "yaml.load(text, Loader=yaml.Loader)"),
+    ],
     public_names_are_documented: [("segcore/x.py", '"""Doc."""\ndef f(): ...'), ("segcore/x.py", "x = 1")],
 }
 

@@ -45,7 +45,6 @@ NIGHTS_COMPARED = 28
 JOB = "drift"
 """Of the MLflow run that collects all nights of some tables."""
 
-TABLES_TAG = "segpipe.tables"
 _LOGGED = ("failure_rate", "mean_confidence", "class_psi", "class_js_distance", "confidence_psi", "confidence_shift")
 _LOGGED_OF_RUN = (
     *_LOGGED,
@@ -203,13 +202,15 @@ def log_nights(tables: str, *, experiment: str) -> None:
     metrics = read_metrics(tables, commits.newest_snapshot(tables)).to_pylist()
     if not metrics:
         return
-    known = [run for run in tracking.find_runs(experiment=experiment, job=JOB) if run.tags.get(TABLES_TAG) == tables]
+    runs = tracking.find_runs(experiment=experiment, job=JOB)
+    known = [run for run in runs if run.tags.get(tracking.TABLES_TAG) == tables]
     with tracking.tracked_run(
         experiment=experiment,
         name=f"drift of {tables.rstrip('/').rpartition('/')[2]}",
         job=JOB,
         parameters={"tables": tables},
-        tags={TABLES_TAG: tables},
+        tags={tracking.TABLES_TAG: tables},
+        work={"tables": tables},
         run_id=known[-1].run_id if known else None,
     ) as tracked:
         last = tracked.last_step("num_images") if known else None

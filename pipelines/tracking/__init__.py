@@ -14,9 +14,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mlflow 3.17 warns about type hints of its own at import
     import mlflow.pyfunc  # noqa: F401
 
+from pipelines.tracking.presence import LOST_TAG
 from pipelines.tracking.registry import (
-    MODEL_DIGEST_TAG,
-    MODEL_FOLDER_TAG,
     MODELS_PREFIX,
     SERVING_PACKAGES,
     ModelVersion,
@@ -26,29 +25,56 @@ from pipelines.tracking.registry import (
     register_model,
     resolve_model,
     version_of_alias,
+    versions_of_model,
 )
 from pipelines.tracking.runs import (
+    CODE_TAG,
     DATASET_DIGEST_TAG,
     JOB_TAG,
+    LABEL_PCA_DIGEST_TAG,
+    MODEL_DIGEST_TAG,
+    MODEL_FOLDER_TAG,
+    MODEL_VERSION_TAG,
+    RECORDED_TAG,
+    SNAPSHOT_TAG,
+    STARTS_TAG,
+    TABLE_RUNS_TAG,
+    TABLES_TAG,
     RunRecord,
     TrackedRun,
     attach,
     find_runs,
+    find_runs_by_tag,
     flat_parameters,
     metric_name,
+    settle,
     tracked_run,
 )
-from pipelines.tracking.store import DEFAULT_TRACKING_URI, SUBMITTED_JOB, connect
+from pipelines.tracking.store import (
+    DEFAULT_TRACKING_URI,
+    SUBMITTED_JOB,
+    connect,
+    without_password,
+)
 
 __all__ = [
+    "CODE_TAG",
     "DATASET_DIGEST_TAG",
     "DEFAULT_TRACKING_URI",
     "JOB_TAG",
+    "LABEL_PCA_DIGEST_TAG",
+    "LOST_TAG",
     "MODELS_PREFIX",
     "MODEL_DIGEST_TAG",
     "MODEL_FOLDER_TAG",
+    "MODEL_VERSION_TAG",
+    "RECORDED_TAG",
     "SERVING_PACKAGES",
+    "SNAPSHOT_TAG",
+    "STARTS_TAG",
     "SUBMITTED_JOB",
+    "TABLES_TAG",
+    "TABLE_RUNS_TAG",
     "ModelVersion",
     "ResolvedModel",
     "RunRecord",
@@ -57,11 +83,15 @@ __all__ = [
     "connect",
     "describe_version",
     "find_runs",
+    "find_runs_by_tag",
     "flat_parameters",
     "metric_name",
     "move_alias",
     "register_model",
     "resolve_model",
+    "settle",
     "tracked_run",
     "version_of_alias",
+    "versions_of_model",
+    "without_password",
 ]

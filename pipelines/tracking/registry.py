@@ -9,14 +9,26 @@ from pathlib import Path
 
 import mlflow.pyfunc
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines import storage
+from pipelines.checkpoints import ModelCard, read_card
 from pipelines.manifests import read_manifest
+from pipelines.tracking.runs import (
+    CODE_TAG,
+    DATASET_DIGEST_TAG,
+    LABEL_PCA_DIGEST_TAG,
+    MODEL_DIGEST_TAG,
+    MODEL_FOLDER_TAG,
+)
+from segcore.networks import network_to_dict
 
-MODEL_FOLDER_TAG = "segpipe.model_folder"
-MODEL_DIGEST_TAG = "segpipe.model_digest"
 MODELS_PREFIX = "models:/"
+MODEL_DESCRIPTION = (
+    "Trained by `jobs/train.py --register`. Aliases: `challenger` is the newest version; `champion` is what "
+    "`jobs/segment.py` is given at night, and `jobs/promote.py` moves it."
+)
 SERVING_PACKAGES = (
     "torch",
     "timm",
@@ -87,10 +99,10 @@ def register_model(folder_uri: str, *, name: str, alias: str, run_id: str) -> st
     Raises:
         ValueError: the folder is not a finished model.
     """
-    folder_digest = str(read_manifest(folder_uri, kind="model")["digest"])
+    card, folder_digest = read_card(folder_uri, task=None)
     client = MlflowClient()
     with contextlib.suppress(MlflowException):  # it exists: a later version
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=MODEL_DESCRIPTION)
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.tags.get(MODEL_DIGEST_TAG) == folder_digest and known.tags.get(MODEL_FOLDER_TAG) == folder_uri:
             client.set_registered_model_alias(name, alias, known.version)
@@ -99,11 +111,23 @@ def register_model(folder_uri: str, *, name: str, alias: str, run_id: str) -> st
         packed = Path(scratch, "pyfunc")
         _pack_pyfunc(folder_uri, Path(scratch, "model"), packed)
         client.log_artifacts(run_id, str(packed), "model")
-    tags = {MODEL_FOLDER_TAG: folder_uri, MODEL_DIGEST_TAG: folder_digest}
+    tags = {
+        MODEL_FOLDER_TAG: folder_uri,
+        MODEL_DIGEST_TAG: folder_digest,
+        DATASET_DIGEST_TAG: card.dataset_digest,
+        CODE_TAG: str(read_manifest(folder_uri, kind="model")["code_commit"]),
+    } | ({LABEL_PCA_DIGEST_TAG: card.label_pca_digest} if card.label_pca_digest else {})
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(name, source, run_id=run_id, tags=tags)
+    version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=_description(card))
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
+
+
+def _description(card: ModelCard) -> str:
+    network, backbone = network_to_dict(card.model_config)["network"], card.model_config.backbone
+    scores = {name: value for name, value in card.scores.items() if name.count("/") == 1}  # without single classes
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in sorted(scores.items()))
+    return f"{network} on {backbone}, {card.num_classes} classes; {shown}; dataset `{card.dataset_digest[:12]}`."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +135,7 @@ class ModelVersion:
     """A registered version, as `promote` needs it.
 
     Attributes:
+        name: of the registered model.
         version: its number.
         model_digest: of its model folder; "" where `train` did not register it.
         run_id: MLflow run that trained it, or "".
@@ -121,17 +146,28 @@ class ModelVersion:
     model_digest: str
     run_id: str
     description: str
+    name: str = ""
 
 
 def version_of_alias(name: str, alias: str) -> ModelVersion | None:
     """The version of a registered model that an alias points at; None where there is no such model or alias."""
     try:
-        found = MlflowClient().get_model_version_by_alias(name, alias)
+        return _model_version(MlflowClient().get_model_version_by_alias(name, alias))
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no alias
             return None
         raise
+
+
+def versions_of_model(model_digest: str) -> list[ModelVersion]:
+    """Every registered version that holds the model folder with this digest."""
+    found = MlflowClient().search_model_versions(f"tags.`{MODEL_DIGEST_TAG}` = '{model_digest}'")
+    return [_model_version(each) for each in found]
+
+
+def _model_version(found: RegisteredVersion) -> ModelVersion:
     return ModelVersion(
+        name=found.name,
         version=str(found.version),
         model_digest=found.tags.get(MODEL_DIGEST_TAG, ""),
         run_id=found.run_id or "",

@@ -5,6 +5,7 @@ here is written by a driver and a Ray worker at once.
 """
 
 import contextlib
+import json
 import logging
 import math
 import re
@@ -16,15 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from pipelines.tracking.store import SQLITE_PREFIX, connect, experiment_id
+from pipelines.manifests import code_commit, digest
+from pipelines.tracking.presence import Presence, mark_if_lost, mark_lost_runs, others_work_on
+from pipelines.tracking.store import SQLITE_PREFIX, connect, experiment_id, without_password
 
 logger = logging.getLogger(__name__)
 
 JOB_TAG = "segpipe.job"
+WORK_TAG = "segpipe.work"
+STARTS_TAG = "segpipe.starts"
+CHANGED_TAG = "segpipe.changed_parameters"
+CODE_TAG = "segpipe.code_commit"
+RECORDED_TAG = "segpipe.recorded_in"
+"""A folder that names this run, from then on its only way back in: without the folder the same work begins anew."""
+MAX_CHANGED_LENGTH = 200
 DATASET_DIGEST_TAG = "segpipe.dataset_digest"
+LABEL_PCA_DIGEST_TAG = "segpipe.label_pca_digest"
+MODEL_FOLDER_TAG = "segpipe.model_folder"
+MODEL_DIGEST_TAG = "segpipe.model_digest"
+MODEL_VERSION_TAG = "segpipe.model_version"
+TABLES_TAG = "segpipe.tables"
+TABLE_RUNS_TAG = "segpipe.table_runs"
+"""Runs of the tables that a night published, and the one that it works on: `,000041,000042,`."""
+SNAPSHOT_TAG = "segpipe.snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,8 @@ class TrackedRun:
 
     run_id: str
     client: MlflowClient
+    starts: int = 1
+    """How often the work was started, this time included; in a worker 1."""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log metrics in one call; NaN (a class that occurs nowhere) is left out."""
@@ -41,6 +61,11 @@ class TrackedRun:
         batch = [Metric(key, value, now, step) for key, value in present.items()]
         if batch:
             self.client.log_batch(self.run_id, metrics=batch)
+
+    def log_once(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics that a run has once, except those that an earlier start came to."""
+        logged = self.client.get_run(self.run_id).data.metrics
+        self.log_metrics({key: value for key, value in metrics.items() if metric_name(key) not in logged})
 
     def last_step(self, metric: str) -> int | None:
         """The highest step logged for `metric`, or None; a resumed job logs only what lies beyond it."""
@@ -51,9 +76,32 @@ class TrackedRun:
         points = self.client.get_metric_history(self.run_id, metric_name(metric))
         return sorted((point.step, point.value) for point in points)
 
+    def tag(self, name: str) -> str:
+        """The value of a tag, or "" where the run has none."""
+        return str(self.client.get_run(self.run_id).data.tags.get(name, ""))
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag set twice keeps the last value."""
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def log_dataset(self, uri: str, *, digest: str, split: str, context: str) -> None:
+        """Name a split of a prepared dataset as an input of the run; MLflow shows and filters runs by these.
+
+        Args:
+            uri: of the dataset.
+            digest: of the dataset; MLflow keeps 36 characters, the tag all.
+            split: name.
+            context: `training`, `validation`, `evaluation`.
+        """
+        uri = without_password(uri)
+        scheme, separator, _ = uri.partition("://")
+        dataset = Dataset(
+            name=f"{uri.rstrip('/').rpartition('/')[2]}/{split}",
+            digest=digest[:36],
+            source_type=scheme if separator else "local",
+            source=json.dumps({"uri": uri}),
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
 
     def log_file(self, local_path: str | Path, folder: str = "") -> None:
         """Store a local file as an artifact below `folder`."""
@@ -76,37 +124,126 @@ def tracked_run(
     job: str,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    work: Mapping[str, Any] | None = None,
     run_id: str | None = None,
 ) -> Iterator[TrackedRun]:
     """Open a run of the store that `connect` chose; it ends FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM.
+
+    One piece of work has one run, whoever starts it how often: a run that is not FINISHED yet is found by a digest of
+    `work` (tag `segpipe.work`) and continued. Of two drivers that begin at the same moment the later one, by the clock,
+    removes its own run and joins the other's. Only where their clocks differ by more than the time between them, and
+    each looks before the other's run is there, two runs remain.
+
+    Runs of this experiment whose jobs have died are marked on the way (`pipelines.tracking.presence`).
 
     Args:
         experiment: created where it does not exist.
         name: shown in MLflow's list.
         job: `train`, `evaluate`, `segment`: the run's `segpipe.job` tag.
-        parameters: nested dictionaries are flattened to dotted names.
-        tags: more tags.
-        run_id: continue this run instead; its name and parameters stay as they are.
+        parameters: nested dictionaries are flattened to dotted names. Those of the first start stay; what a later one
+            was given otherwise stands in the tag `segpipe.changed_parameters`. Passwords in URIs are left out.
+        tags: more tags; of a continued run too.
+        work: JSON values that make the work this work; None: a run of its own.
+        run_id: continue this run instead, whatever became of it.
 
     Raises:
         ValueError: the experiment or the run was deleted.
     """
     client = MlflowClient()
-    if run_id is None:
-        run = client.create_run(experiment_id(client, experiment), run_name=name, tags={JOB_TAG: job, **tags})
-        tracked = TrackedRun(run.info.run_id, client)
-        client.log_batch(tracked.run_id, params=[Param(*each) for each in flat_parameters(parameters).items()])
-    else:
-        tracked = _reopened(client, run_id)
+    presence = Presence(client)
+    all_tags = {JOB_TAG: job, CODE_TAG: code_commit(), **_without_passwords(tags)}
+    if work is not None:
+        all_tags[WORK_TAG] = digest({"job": job, "work": work})
+    tracked = _opened(client, experiment, name, all_tags, presence, run_id)
+    presence.start(tracked.run_id)
     try:
+        _log_parameters(tracked, _without_passwords(flat_parameters(parameters)))
+        mark_lost_runs(client, client.get_run(tracked.run_id).info.experiment_id, noticed_by=f"{job} {name!r}")
         yield tracked
     except KeyboardInterrupt:
-        _end(tracked, "KILLED")
+        _end(tracked, presence, "KILLED")
         raise
     except BaseException:
-        _end(tracked, "FAILED")
+        _end(tracked, presence, "FAILED")
         raise
-    client.set_terminated(tracked.run_id, "FINISHED")
+    try:
+        client.set_terminated(tracked.run_id, "FINISHED")
+    finally:
+        presence.stop()
+
+
+def _opened(
+    client: MlflowClient, experiment: str, name: str, tags: dict[str, str], presence: Presence, run_id: str | None
+) -> TrackedRun:
+    """Continue the run that the work has, or create it."""
+    if run_id is not None:
+        return _continued(client, run_id, tags, presence)
+    where, key = experiment_id(client, experiment), tags.get(WORK_TAG, "")
+    found = _oldest_open(client, where, key)
+    if found is not None:
+        return _continued(client, found, tags, presence)
+    first = {**tags, STARTS_TAG: "1", presence.tag: presence.value}
+    created = client.create_run(where, run_name=name, tags=first).info.run_id
+    oldest = _oldest_open(client, where, key)
+    if oldest in (None, created):
+        return TrackedRun(created, client)
+    logger.info("another job has begun the same work at this moment; joining its MLflow run")
+    client.delete_run(created)
+    assert oldest is not None
+    return _continued(client, oldest, tags, presence)
+
+
+def _oldest_open(client: MlflowClient, where: str, key: str) -> str | None:
+    """The run of a piece of work that is not done; run ids decide between two of one millisecond."""
+    if not key:
+        return None
+    runs = client.search_runs([where], f"tags.`{WORK_TAG}` = '{key}' AND attributes.status != 'FINISHED'")
+    open_runs = [run for run in runs if RECORDED_TAG not in run.data.tags]
+    first = min(open_runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    return first.info.run_id if first else None
+
+
+def _continued(client: MlflowClient, run_id: str, tags: Mapping[str, str], presence: Presence) -> TrackedRun:
+    """Set a run to RUNNING again, one start later."""
+    try:
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage != "active":
+            raise ValueError(
+                f"MLflow run {run_id} was deleted; restore it (mlflow runs restore) or start under a new --name"
+            )
+    except MlflowException as error:
+        raise ValueError(
+            f"MLflow has no run {run_id} that this job started ({error.message}); "
+            "give the --tracking-uri of the first start, or start under a new --name"
+        ) from error
+    mark_if_lost(client, run_id, noticed_by="the next start of the same work")
+    starts = int(run.data.tags.get(STARTS_TAG, "1")) + 1
+    now = {**tags, STARTS_TAG: str(starts), presence.tag: presence.value}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in now.items()])
+    client.update_run(run_id, status="RUNNING")
+    return TrackedRun(run_id, client, starts)
+
+
+def _log_parameters(tracked: TrackedRun, parameters: Mapping[str, str]) -> None:
+    """Log what the run lacks: all at its first start, or what a driver that died at once did not come to.
+
+    MLflow refuses to change a parameter, and rightly: the first start's are those of most of the work.
+    """
+    logged = tracked.client.get_run(tracked.run_id).data.params
+    missing = [Param(key, value) for key, value in parameters.items() if key not in logged]
+    if missing:
+        tracked.client.log_batch(tracked.run_id, params=missing)
+    changed = {
+        key: value[:MAX_CHANGED_LENGTH]
+        for key, value in parameters.items()
+        if key in logged and value[:MAX_CHANGED_LENGTH] != logged[key][:MAX_CHANGED_LENGTH]
+    }
+    if changed:
+        tracked.set_tags({CHANGED_TAG: json.dumps(changed, sort_keys=True)})
+
+
+def _without_passwords(values: Mapping[str, str]) -> dict[str, str]:
+    return {key: without_password(value) for key, value in values.items()}
 
 
 def attach(tracking_uri: str, run_id: str) -> TrackedRun:
@@ -150,15 +287,27 @@ def find_runs(*, experiment: str, job: str | None) -> list[RunRecord]:
     if found is None:
         known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
         raise ValueError(f"MLflow has no experiment {experiment!r}; it has: {known}")
-    condition = f"tags.`{JOB_TAG}` = '{job}'" if job else ""
-    records: list[RunRecord] = []
-    token: str | None = None
-    while True:
-        page = client.search_runs([found.experiment_id], condition, order_by=["start_time DESC"], page_token=token)
-        records.extend(_record(run) for run in page)
-        token = page.token
-        if not token:
-            return records
+    return _search(client, [found.experiment_id], f"tags.`{JOB_TAG}` = '{job}'" if job else "")
+
+
+def settle(run_id: str) -> None:
+    """End a run as FINISHED whose work is done though its driver died, or lost the server, before it could say so."""
+    client = MlflowClient()
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:  # of another store; nothing depends on it
+        return
+    if run.info.status != "FINISHED" and not others_work_on(run):
+        client.set_terminated(run_id, "FINISHED")
+
+
+def find_runs_by_tag(tag: str, value: str, *, job: str) -> list[RunRecord]:
+    """Every run of a job, in any experiment, one of whose tags is `value` (`%` stands for anything); newest first."""
+    client = MlflowClient()
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    quote = '"' if "'" in value else "'"
+    operator = "LIKE" if "%" in value else "="
+    return _search(client, experiments, f"tags.`{JOB_TAG}` = '{job}' AND tags.`{tag}` {operator} {quote}{value}{quote}")
 
 
 def metric_name(name: str) -> str:
@@ -166,25 +315,26 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name, flags=re.ASCII)
 
 
-def _reopened(client: MlflowClient, run_id: str) -> TrackedRun:
-    try:
-        if client.get_run(run_id).info.lifecycle_stage != "active":
-            raise ValueError(
-                f"MLflow run {run_id} was deleted; restore it (mlflow runs restore) or start under a new --name"
-            )
-    except MlflowException as error:
-        raise ValueError(
-            f"MLflow has no run {run_id} that this job started ({error.message}); "
-            "give the --tracking-uri of the first start, or start under a new --name"
-        ) from error
-    client.update_run(run_id, status="RUNNING")
-    return TrackedRun(run_id, client)
+def _search(client: MlflowClient, experiments: list[str], condition: str) -> list[RunRecord]:
+    records: list[RunRecord] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(experiments, condition, order_by=["start_time DESC"], page_token=token)
+        records.extend(_record(run) for run in page)
+        token = page.token
+        if not token:
+            return records
 
 
-def _end(tracked: TrackedRun, status: str) -> None:
-    """End a run on the way out of an exception, which a failing server must not hide."""
+def _end(tracked: TrackedRun, presence: Presence, status: str) -> None:
+    """End a run on the way out of an exception, which a failing server must not hide.
+
+    Where another driver works on the same run, as when this one was refused as the second, the run goes on.
+    """
     try:
-        tracked.client.set_terminated(tracked.run_id, status)
+        if not others_work_on(tracked.client.get_run(tracked.run_id), presence):
+            tracked.client.set_terminated(tracked.run_id, status)
+        presence.stop()
     except Exception:
         logger.warning("MLflow run %s could not be set to %s", tracked.run_id, status, exc_info=True)
 
@@ -201,7 +351,7 @@ def flat_parameters(values: Mapping[str, Any], prefix: str = "") -> dict[str, st
 
 
 def _record(run: Run) -> RunRecord:
-    ended = run.info.end_time
+    ended = run.info.end_time if run.info.status != "RUNNING" else None  # a continued run keeps that of its last start
     return RunRecord(
         run_id=run.info.run_id,
         name=run.info.run_name or "",

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -48,7 +49,7 @@ def connect(tracking_uri: str | None) -> str:
         uri = f"{SQLITE_PREFIX}{file}"
     else:
         raise ValueError(
-            f"tracking URI {uri!r} is neither an MLflow server (http://host:5000) nor a SQLite file "
+            f"tracking URI {without_password(uri)!r} is neither an MLflow server (http://host:5000) nor a SQLite file "
             "(sqlite:///mlflow.db); MLflow no longer writes plain folders"
         )
     mlflow.set_tracking_uri(uri)
@@ -57,6 +58,11 @@ def connect(tracking_uri: str | None) -> str:
         with FileLock(f"{file}.lock"):  # two processes that create MLflow's tables at once spoil each other's
             MlflowClient().search_experiments(max_results=1)
     return uri
+
+
+def without_password(text: str) -> str:
+    """`text` with `user:password@` in front of a URI's host replaced by `***@`."""
+    return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
 
 
 def experiment_id(client: MlflowClient, experiment: str) -> str:
@@ -100,6 +106,6 @@ def _wait_for_server(uri: str) -> None:
             reason = str(getattr(error, "reason", error))
         time.sleep(0.5)
     raise ValueError(
-        f"the MLflow server {uri} did not answer for {SERVER_WAIT_SECONDS:.0f} s ({reason}); start it, correct "
-        f"--tracking-uri or MLFLOW_TRACKING_URI, or use a file: --tracking-uri {DEFAULT_TRACKING_URI}"
+        f"the MLflow server {without_password(uri)} did not answer for {SERVER_WAIT_SECONDS:.0f} s ({reason}); start "
+        f"it, correct --tracking-uri or MLFLOW_TRACKING_URI, or use a file: --tracking-uri {DEFAULT_TRACKING_URI}"
     )

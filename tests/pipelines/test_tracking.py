@@ -3,6 +3,7 @@
 import ast
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from pipelines import tracking
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.intake.images import encode_labels_png
+from pipelines.manifests import read_manifest
 from pipelines.serving import ServedModel
 from segcore.models import DeepLabV3PlusConfig, build_model
 
@@ -47,7 +50,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         dataset_digest="d" * 64,
-        label_pca_digest=None,
+        label_pca_digest="e" * 64,
         recipe={},
         scores={"val/mean_iou": 0.5},
         input_policy=InputPolicy(image_height=240, image_width=320, crop_height=192, crop_width=256),
@@ -219,11 +222,16 @@ def test_a_malformed_model_uri_shows_the_forms() -> None:
 
 
 def test_a_fresh_process_serves_the_registered_model(store: str, model_folder: str, tmp_path: Path) -> None:
-    """What a user of MLflow alone types; array and file forms of one image give one class map."""
+    """What a user of MLflow alone types; array and file forms of one image give one class map. Nothing is unpickled."""
     with open_run("serve") as run:
         tracking.register_model(model_folder, name="served", alias="challenger", run_id=run.run_id)
     program = f"""
-import io, sys, mlflow, numpy, pandas, PIL.Image
+import fractions, io, pickle, sys, mlflow, numpy, pandas, PIL.Image
+unpickled = []
+sys.addaudithook(lambda event, arguments: unpickled.append(arguments) if event == "pickle.find_class" else None)
+pickle.loads(pickle.dumps(fractions.Fraction(1, 2)))
+assert unpickled == [("fractions", "Fraction")], unpickled
+unpickled.clear()
 mlflow.set_tracking_uri({store!r})
 model = mlflow.pyfunc.load_model("models:/served@challenger")
 image = numpy.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=numpy.uint8)
@@ -235,6 +243,7 @@ assert model.predict(image[None]).shape == (1, 40, 56)
 (listed,) = model.predict([image])
 (framed,) = model.predict(pandas.DataFrame({{"image": [file.getvalue()]}}))
 assert (listed == single).all() and (framed == single).all()
+assert not unpickled, unpickled
 numpy.save(sys.argv[1], single)
 """
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -242,6 +251,43 @@ numpy.save(sys.argv[1], single)
     subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=120)
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     assert np.array_equal(np.load(tmp_path / "mask.npy"), served(model_folder).predict(image))
+
+
+def test_no_file_of_a_registered_model_is_a_pickle(store: str, model_folder: str, tmp_path: Path) -> None:
+    with open_run("files") as run:
+        tracking.register_model(model_folder, name="files", alias="challenger", run_id=run.run_id)
+    packed = Path(MlflowClient().download_artifacts(run.run_id, "model", str(tmp_path)))
+    files = [path for path in packed.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"MLmodel", "model.safetensors", "config.json", "serving.py"}
+    suffixes = {"", ".jinja", ".json", ".py", ".safetensors", ".txt", ".yaml"}  # "": MLmodel
+    assert {path.suffix for path in files} <= suffixes, "a new kind of file: can it hold a pickle?"
+    for path in files:
+        if path.suffix != ".safetensors":  # whose reader is told apart below; the others are text, which no pickle is
+            path.read_text(encoding="utf-8")
+    (weights,) = (path for path in files if path.suffix == ".safetensors")
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads(weights.read_bytes())
+    assert "python_model" not in yaml.safe_load((packed / "MLmodel").read_text())["flavors"]["python_function"]
+
+
+def test_a_version_names_what_it_was_made_of(store: str, model_folder: str) -> None:
+    with open_run("origins") as run:
+        number = tracking.register_model(model_folder, name="origins", alias="challenger", run_id=run.run_id)
+    version = MlflowClient().get_model_version("origins", number)
+    manifest = read_manifest(model_folder, kind="model")
+    assert version.tags == {
+        tracking.MODEL_FOLDER_TAG: model_folder,
+        tracking.MODEL_DIGEST_TAG: manifest["digest"],
+        tracking.DATASET_DIGEST_TAG: "d" * 64,
+        tracking.LABEL_PCA_DIGEST_TAG: "e" * 64,
+        tracking.CODE_TAG: manifest["code_commit"],
+    }
+    assert version.description == (
+        "deeplab_v3plus on mobilenet_v3_small, 3 classes; val/mean_iou 0.5000; dataset `dddddddddddd`."
+    )
+    assert "champion" in (MlflowClient().get_registered_model("origins").description or "")
+    versions = tracking.versions_of_model(manifest["digest"])
+    assert ("origins", number, run.run_id) in {(each.name, each.version, each.run_id) for each in versions}
 
 
 def served(model_folder: str) -> ServedModel:
