@@ -175,11 +175,17 @@ def _learn(
     size = label_pca_size(recipes["dupsampling"].model)
     assert size is not None
     with clock.stage("prepare scenes"):
-        prepare(PrepareConfig(dataset=config.scenes, output=data))
+        tracking_uri = _tracking_uri(output)
+        prepare(PrepareConfig(dataset=config.scenes, output=data, experiment=EXPERIMENT, tracking_uri=tracking_uri))
     with clock.stage("fit_label_pca"):
         fit_label_pca(
             FitLabelPCAConfig(
-                data=data, output=label_pca, block_side=size.block_side, num_components=size.num_components
+                data=data,
+                output=label_pca,
+                block_side=size.block_side,
+                num_components=size.num_components,
+                experiment=EXPERIMENT,
+                tracking_uri=tracking_uri,
             )
         )
     trained: dict[str, TrainResult] = {}

@@ -145,6 +145,11 @@ def ensemble_uri(members: Sequence[MemberModel]) -> str:
     return " + ".join(member.model_uri for member in members)
 
 
+def joined_digests(members: Sequence[MemberModel]) -> str:
+    """The digest of each model between commas, so that MLflow finds a run by any of them."""
+    return f",{','.join(member.model_digest for member in members)},"
+
+
 def registered_version(members: Sequence[MemberModel]) -> str:
     """`models:/name/3` where one registered version was asked for, or ""."""
     return members[0].model_uri if len(members) == 1 and members[0].model_version else ""

@@ -20,6 +20,7 @@ from pipelines.ensembles import (
     ensemble_digest,
     ensemble_uri,
     find_members,
+    joined_digests,
     load_member,
     registered_version,
 )
@@ -167,6 +168,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         SPLIT_TAG: config.split,
         TRAIN_RUN_TAG: trainings[0].run_id if trainings[0] else "",
         tracking.MODEL_VERSION_TAG: registered_version(members),
+        tracking.MEMBERS_TAG: joined_digests(members),
     }
     name = " + ".join(
         training.name if training else member.model_folder.rstrip("/").rsplit("/", 1)[-1]

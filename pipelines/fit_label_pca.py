@@ -12,9 +12,10 @@ The folder's format is in `pipelines.label_pcas`. A finished folder is used agai
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines import manifests, storage
+from pipelines.artifact_runs import ArtifactRun
 from pipelines.cluster import cluster_size, ray_cluster
 from pipelines.fault_points import fault_point
 from pipelines.label_pca.fitting import (
@@ -45,6 +46,9 @@ from segcore.label_pca import PCA, LabelPCA
 from segcore.label_recovery import Recovery
 from segcore.label_solvers import LearnConfig
 from segcore.networks import label_pca_size
+
+if TYPE_CHECKING:
+    from pipelines.tracking import TrackedRun
 
 RECOVERY_FILE = "recovery.json"
 RECOVERY_TABLE = "recovery.csv"
@@ -90,6 +94,10 @@ class FitLabelPCAConfig:
     whole parts, whose order is random."""
     workers: int | None = None
     """Ray tasks at a time. None: as many as the cluster has logical CPUs."""
+    experiment: str = "segpipe"
+    """MLflow experiment."""
+    tracking_uri: str | None = None
+    """MLflow server or SQLite file that shall hold a run of this job; default MLFLOW_TRACKING_URI, or no run."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -146,10 +154,29 @@ def fit_label_pca(config: FitLabelPCAConfig) -> FitLabelPCAResult:
     settings = _fit_settings(config, dataset)
     output = storage.absolute(config.output)
     identity = _identity(config, settings, dataset)
+    found = None
     if storage.exists(storage.join(output, manifests.MANIFEST)):
-        folder = load_label_pca(output)
-        _check_same_settings(folder, identity)
-        return FitLabelPCAResult(folder=folder, already_complete=True)
+        found = load_label_pca(output)
+        _check_same_settings(found, identity)
+    artifact_run = ArtifactRun(
+        tracking_uri=config.tracking_uri,
+        experiment=config.experiment,
+        job="fit_label_pca",
+        output=output,
+        parameters={"data": dataset.uri, **identity, "workers": config.workers},
+        work={"identity": identity},
+    )
+    with artifact_run.opened(finished_digest=found.digest if found else "") as run:
+        folder = found or _fit(config, settings, dataset, output, identity)
+        if run is not None:
+            _log(run, folder, dataset, split=config.split)
+    return FitLabelPCAResult(folder=folder, already_complete=found is not None)
+
+
+def _fit(
+    config: FitLabelPCAConfig, settings: FitSettings, dataset: PreparedDataset, output: str, identity: dict[str, Any]
+) -> LabelPCAFolder:
+    """The Ray part: fit, score, and write the folder."""
     storage.check_writable(output)
     workers_needed = config.workers or 1
     with ray_cluster(num_cpus_needed=workers_needed, why=f"{workers_needed} label PCA tasks"):
@@ -172,8 +199,26 @@ def fit_label_pca(config: FitLabelPCAConfig) -> FitLabelPCAResult:
                 found, curve = score(dataset, splits[-1], code, settings, workers=workers)
             rows += recovery_rows(code, found, curve, split=splits[-1], class_names=dataset.class_names)
     totals = {split: found for split, (found, _) in recovery.items()}
-    folder = _save(output, dataset, identity, fitted, totals, rows)
-    return FitLabelPCAResult(folder=folder, already_complete=False)
+    return _save(output, dataset, identity, fitted, totals, rows)
+
+
+def _log(run: "TrackedRun", folder: LabelPCAFolder, dataset: PreparedDataset, *, split: str) -> None:
+    """What the label PCA is made of and can do, so that the trainings which start from it lead here."""
+    from pipelines import tracking  # as in `artifact_runs`
+
+    run.log_dataset(dataset.uri, digest=dataset.digest, split=split, context="training")
+    scores = {
+        f"recovery/{split_name}/{method}/{name}": value
+        for split_name, by_method in folder.manifest["recovery"].items()
+        for method, row in by_method.items()
+        for name, value in row.items()
+        if value is not None
+    }
+    run.log_once({"captured_energy": folder.manifest["captured_energy"], **scores})
+    for name in (PAGE, RECOVERY_PLOT):
+        run.log_bytes(name, storage.read_bytes(storage.join(folder.uri, name)))
+    tags = {tracking.DATASET_DIGEST_TAG: dataset.digest, tracking.CODE_TAG: folder.manifest["code_commit"]}
+    run.set_tags(tags | {tracking.LABEL_PCA_DIGEST_TAG: folder.digest})
 
 
 def _fit_settings(config: FitLabelPCAConfig, dataset: PreparedDataset) -> FitSettings:

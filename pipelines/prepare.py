@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from pipelines import manifests, storage
+from pipelines.artifact_runs import ArtifactRun
 from pipelines.cluster import cluster_size, ray_cluster
 from pipelines.datasets import Listing, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
@@ -52,6 +53,9 @@ from pipelines.progress import progress
 from pipelines.shards import FORMAT_VERSION, KIND, SHARD_FAILURES_SCHEMA, open_dataset, parquet_bytes, part_path
 from pipelines.store_errors import StoreUnavailableError
 from segcore import IGNORE_INDEX, Task
+
+if TYPE_CHECKING:
+    from pipelines.tracking import TrackedRun
 
 FAILURES_FILE = "failures.parquet"
 PLAN_FILE = "plan.json"
@@ -88,6 +92,10 @@ class PrepareConfig:
     """Another seed gives another order of the images within their split."""
     workers: int | None = None
     """Ray tasks at a time. None: as many as the cluster has logical CPUs."""
+    experiment: str = "segpipe"
+    """MLflow experiment."""
+    tracking_uri: str | None = None
+    """MLflow server or SQLite file that shall hold a run of this job; default MLFLOW_TRACKING_URI, or no run."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -129,22 +137,57 @@ def prepare(config: PrepareConfig) -> PrepareResult:
     listing = list_dataset(config.dataset)
     output = storage.absolute(config.output)
     plan = make_plan(listing, config)
-    if storage.exists(storage.join(output, manifests.MANIFEST)):
+    complete = storage.exists(storage.join(output, manifests.MANIFEST))
+    finished_digest = ""
+    if complete:
         _check_same_plan(output, manifests.read_manifest(output, kind=KIND).get("plan"), plan)
         storage.remove_tree(storage.join(output, PROGRESS_FOLDER))  # a run killed between manifest and cleaning
-        return _result(output, listing, already_complete=True)
-    job = ShardJob(
+        finished_digest = open_dataset(output, task=listing.task).digest
+    with _artifact_run(config, output, plan).opened(finished_digest=finished_digest) as run:
+        if not complete:
+            job = ShardJob(
+                output=output,
+                plan_digest=manifests.digest(plan),
+                task=listing.task,
+                num_classes=len(listing.class_table.names),
+                make_rows=_row_maker(listing),
+                resume=_begin(output, plan),
+                mix_seed=config.shuffle_seed if isinstance(listing, CropListing) else None,
+            )
+            records, failures = _run(config, listing, job)
+            _finish(output, plan, listing, records, failures)
+        result = _result(output, listing, already_complete=complete)
+        if run is not None:
+            _log(run, result, listing)
+    return result
+
+
+def _artifact_run(config: PrepareConfig, output: str, plan: dict[str, Any]) -> ArtifactRun:
+    return ArtifactRun(
+        tracking_uri=config.tracking_uri,
+        experiment=config.experiment,
+        job="prepare",
         output=output,
-        plan_digest=manifests.digest(plan),
-        task=listing.task,
-        num_classes=len(listing.class_table.names),
-        make_rows=_row_maker(listing),
-        resume=_begin(output, plan),
-        mix_seed=config.shuffle_seed if isinstance(listing, CropListing) else None,
+        parameters={
+            **{name: plan[name] for name in ("dataset", "config", "images_per_part", "shuffle_seed", "num_pairs")},
+            "max_failures": config.max_failures,
+            "workers": config.workers,
+        },
+        work={"plan": manifests.digest(plan)},
     )
-    records, failures = _run(config, listing, job)
-    _finish(output, plan, listing, records, failures)
-    return _result(output, listing, already_complete=False)
+
+
+def _log(run: "TrackedRun", result: PrepareResult, listing: Listing) -> None:
+    """What the dataset is, so that the runs which read it lead here."""
+    from pipelines import tracking  # as in `artifact_runs`
+
+    dataset = open_dataset(result.uri, task=listing.task)
+    run.log_once(
+        {"num_failures": result.num_failures}
+        | {f"num_images/{split}": float(count) for split, count in result.num_images.items()}
+    )
+    code_commit = manifests.read_manifest(result.uri, kind=KIND)["code_commit"]
+    run.set_tags({tracking.DATASET_DIGEST_TAG: dataset.digest, tracking.CODE_TAG: code_commit})
 
 
 def _row_maker(listing: Listing) -> RowMaker:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines import tracking
-from pipelines.ensembles import MemberModel, ensemble_digest, registered_version
+from pipelines.ensembles import MemberModel, ensemble_digest, joined_digests, registered_version
 from pipelines.nightly.challenge import night_evidence
 from pipelines.nightly.config import SegmentConfig
 from pipelines.tables import commits
@@ -57,6 +57,7 @@ def tracked_night(
         tracking.MODEL_FOLDER_TAG: members[0].model_folder,
         tracking.MODEL_DIGEST_TAG: ensemble_digest(members),
         tracking.MODEL_VERSION_TAG: registered_version(members),
+        tracking.MEMBERS_TAG: joined_digests(members),
         tracking.TABLES_TAG: config.tables,
     }
     with tracking.tracked_run(
