@@ -8,9 +8,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from pipelines import storage
+from pipelines import storage, tracking
 from pipelines.datasets.scenes import ScenesConfig
 from pipelines.demo import DemoConfig, DemoResult, demo
+from pipelines.lineage import nights_of_run, origins_of_run, uses_of_dataset
 from pipelines.recipes import Recipe, find_recipe
 from segcore.models import DeepLabV3PlusConfig, DUpsamplingConfig
 
@@ -68,6 +69,26 @@ def test_unusual_images_are_segmented_and_broken_files_refused(result: DemoResul
     assert len(rows) == 10
     assert all((height, width, pixels) == (64, 96, 64 * 96) for _, height, width, pixels in rows)
     assert "rotated-exif.jpg" in {name for name, *_ in rows}
+
+
+def test_lineage_leads_from_the_masks_to_the_generated_scenes_and_back(result: DemoResult) -> None:
+    tracking.connect(f"sqlite:///{result.output}/mlflow.db")
+    (origins,) = origins_of_run(f"{result.output}/tables", "000001")
+    (training,), (fit,), (preparation,) = origins.trainings, origins.label_pca_fits, origins.preparations
+    assert training.name == "dupsampling" and training.status == "FINISHED"
+    assert [f"models:/{each.name}/{each.version}" for each in origins.versions] == [
+        training.tags[tracking.MODEL_VERSION_TAG]
+    ]
+    assert fit.parameters["output"] == f"{result.output}/label_pca"
+    assert preparation.parameters["output"] == f"{result.output}/data"
+    (night,) = nights_of_run(f"{result.output}/tables", "000001")
+    uses = uses_of_dataset(origins.dataset_digest)
+    assert uses.nights == (night,) and uses.preparations == (preparation,) and uses.label_pca_fits == (fit,)
+    assert {run.name for run in uses.trainings} == {"dupsampling", "bilinear"}
+    assert {run.name for run in uses.evaluations} == {"dupsampling on val", "bilinear on val"}
+    assert night.tags[tracking.SNAPSHOT_TAG] == "1"
+    assert night.tags[tracking.MODEL_VERSION_TAG] == training.tags[tracking.MODEL_VERSION_TAG]
+    assert night.metrics["num_images"] == result.num_images
 
 
 def test_links_of_the_first_page_lead_somewhere(result: DemoResult) -> None:
