@@ -123,11 +123,13 @@ def mark_if_lost(client: MlflowClient, run_id: str, *, noticed_by: str) -> bool:
     return True
 
 
-def mark_lost_runs(client: MlflowClient, experiment_id: str, *, noticed_by: str) -> None:
-    """Mark every lost run of an experiment; that fails quietly, since no work depends on it."""
+def mark_lost_runs(client: MlflowClient, *, beside: str, noticed_by: str) -> None:
+    """Mark every other lost run of a run's experiment; that fails quietly, since no work depends on it."""
     try:
-        for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
-            mark_if_lost(client, run.info.run_id, noticed_by=noticed_by)
+        experiment = client.get_run(beside).info.experiment_id
+        for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+            if run.info.run_id != beside:
+                mark_if_lost(client, run.info.run_id, noticed_by=noticed_by)
     except Exception as error:
         logger.warning("could not look for runs whose jobs have died: %s", error)
 

@@ -160,7 +160,7 @@ def tracked_run(
     presence.start(tracked.run_id)
     try:
         _log_parameters(tracked, _without_passwords(flat_parameters(parameters)))
-        mark_lost_runs(client, client.get_run(tracked.run_id).info.experiment_id, noticed_by=f"{job} {name!r}")
+        mark_lost_runs(client, beside=tracked.run_id, noticed_by=f"{job} {name!r}")
         yield tracked
     except KeyboardInterrupt:
         _end(tracked, presence, "KILLED")
@@ -336,9 +336,10 @@ def _end(tracked: TrackedRun, presence: Presence, status: str) -> None:
     try:
         if not others_work_on(tracked.client.get_run(tracked.run_id), presence):
             tracked.client.set_terminated(tracked.run_id, status)
+    except Exception as error:
+        logger.warning("MLflow run %s could not be set to %s: %s", tracked.run_id, status, error)
+    finally:
         presence.stop()
-    except Exception:
-        logger.warning("MLflow run %s could not be set to %s", tracked.run_id, status, exc_info=True)
 
 
 def flat_parameters(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

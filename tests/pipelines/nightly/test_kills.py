@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import tracking
 from pipelines.exit_codes import BUSY, DONE, OUTAGE
 from pipelines.fault_points import DRIVER_POINTS, WORKER_POINTS
 from pipelines.nightly.claims import read_progress
@@ -61,6 +62,8 @@ def test_whatever_dies_at_whichever_step_the_same_command_makes_it_whole(
             job.kill_everything()
         at_death = _committed(config.tables)
         result = segment(config)
+    if victim != "worker":
+        _check_one_run_in_mlflow(config, num_rows=len(names))
     assert result.num_images + result.num_failures <= len(names) - len(at_death)
     if victim == "everything":  # else workers of the dead driver may have committed more, after we looked
         assert result.num_images + result.num_failures == len(names) - len(at_death)
@@ -103,6 +106,15 @@ def test_a_night_of_failures_is_stopped_and_goes_on_once_the_cause_is_mended(
     assert segment(config).run_ids == ("000001", "000002")  # the second tries again what the first could not read
     assert file_names(table_rows(config.tables, "predictions")) == names
     assert 20 < len(table_rows(config.tables, "failures")) < 40
+
+
+def _check_one_run_in_mlflow(config: SegmentConfig, *, num_rows: int) -> None:
+    """Of the night's two starts, with the figures of both."""
+    (night,) = tracking.find_runs_by_tag(tracking.TABLES_TAG, config.tables, job="segment")
+    assert (night.status, night.tags[tracking.STARTS_TAG]) == ("FINISHED", "2")
+    assert "ended without a word" in night.tags[tracking.LOST_TAG]
+    assert night.metrics["num_images"] + night.metrics["num_failures"] == num_rows
+    assert night.tags[tracking.TABLE_RUNS_TAG] == ",000001,"
 
 
 def _committed(tables: str) -> dict[str, bytes]:

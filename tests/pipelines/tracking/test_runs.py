@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +17,7 @@ from pipelines import tracking
 from pipelines.drivers import Driver
 from pipelines.tracking import presence, runs
 from tests.pipelines.processes import needs_proc
+from tests.pipelines.tracked_drivers import tracked_driver
 
 EXPERIMENT = "work"
 
@@ -238,24 +236,10 @@ def test_runs_are_found_by_tags_in_every_experiment(store: str) -> None:
     assert tracking.find_runs_by_tag(tracking.TABLES_TAG, path, job="train") == []
 
 
-DRIVER_PROGRAM = """
-import sys, time
-from pipelines import tracking
-tracking.connect(sys.argv[1])
-with tracking.tracked_run(experiment="work", name="killed", job="train", parameters={"workers": 2}, tags={},
-                          work={"key": "killed"}) as run:
-    run.log_metrics({"loss": 3.0}, step=0)
-    print(run.run_id, flush=True)
-    time.sleep(600)
-"""
-
-
 @needs_proc
 def test_the_run_of_a_killed_driver_is_marked_by_the_next_job_and_continued_by_the_next_start(store: str) -> None:
-    command = [sys.executable, "-c", DRIVER_PROGRAM, store]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as driver:
-        assert driver.stdout is not None
-        run_id = driver.stdout.readline().strip()
+    with tracked_driver(store, experiment=EXPERIMENT, key="killed") as driver:
+        run_id = driver.run_id
         with open_work("while it lives"):
             assert read(run_id).info.status == "RUNNING"
         driver.kill()
@@ -264,7 +248,7 @@ def test_the_run_of_a_killed_driver_is_marked_by_the_next_job_and_continued_by_t
         pass
     marked = read(run_id)
     assert marked.info.status == "KILLED"
-    assert f"process {driver.pid} on" in marked.data.tags[tracking.LOST_TAG]
+    assert f"process {driver.process.pid} on" in marked.data.tags[tracking.LOST_TAG]
     assert marked.info.end_time < marked.info.start_time + 60_000, "ends when it was last heard of"
     with open_work("killed") as again:
         assert again.run_id == run_id and again.last_step("loss") == 0

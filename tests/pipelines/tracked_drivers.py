@@ -1,0 +1,48 @@
+"""A driver of its own process that has opened an MLflow run and works on it until it is killed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAM = """
+import sys, time
+from pipelines import tracking
+tracking.connect(sys.argv[1])
+with tracking.tracked_run(
+    experiment=sys.argv[2], name="killed", job="train", parameters={"workers": 2}, tags={}, work={"key": sys.argv[3]}
+) as run:
+    run.log_metrics({"loss": 3.0}, step=0)
+    print(run.run_id, flush=True)
+    time.sleep(600)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedDriver:
+    """A driver that has logged the metric `loss` at step 0 of this run, and does no more."""
+
+    process: "subprocess.Popen[str]"
+    run_id: str
+
+    def kill(self) -> None:
+        """SIGKILL: it has no time to say anything."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def tracked_driver(tracking_uri: str, *, experiment: str, key: str) -> Iterator[TrackedDriver]:
+    """Start the driver, as a job `train` with the parameter workers=2 and the work `{"key": key}`."""
+    command = [sys.executable, "-c", PROGRAM, tracking_uri, experiment, key]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        try:
+            run_id = process.stdout.readline().strip()
+            assert run_id, "the driver ended before it had a run"
+            yield TrackedDriver(process, run_id)
+        finally:
+            process.kill()
