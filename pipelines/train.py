@@ -2,7 +2,8 @@
 
     <output>/<name>/run.json             what this run is: recipe, origins, MLflow run; written once, at the start
     <output>/<name>/initial.safetensors  the weights that every worker starts from
-    <output>/<name>/checkpoint-*/        weights and training state: the best and the latest
+    <output>/<name>/checkpoint-*/        weights and training state: the best epoch's and the latest, which may lie
+                                         within an epoch (see `pipelines.training.position`)
     <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`), and what
                                          nights are held against (see `pipelines.night_report.references`; not of a
                                          classifier)
@@ -77,8 +78,13 @@ class TrainConfig:
     """Split to learn from."""
     validation_split: str = "val"
     """Split to choose the best checkpoint by."""
-    workers: int = 1
-    """Train workers, each with its share of every batch."""
+    workers: Annotated[int | str, tyro.conf.arg(metavar="N|MIN-MAX")] = 1
+    """Train workers, each with its share of every batch. MIN-MAX: as many as the cluster has room for, and fewer or
+    more when machines go or come; steps, learning rates and the images per step stay the same."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; what a death costs at most. 0: only after every epoch."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch, beside those by the clock; 0: none."""
     use_gpu: bool = False
     """One GPU per worker."""
     experiment: str = "segpipe"
@@ -91,13 +97,32 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name:
             raise ValueError(f"--name {self.name!r} is not a folder's name; give one without slashes")
-        if self.workers < 1:
-            raise ValueError(f"--workers is {self.workers}; give 1 or more")
+        fewest, most = self.worker_range
+        if not 1 <= fewest <= most:
+            raise ValueError(f"--workers is {self.workers}; give 1 or more, or MIN-MAX with 1 <= MIN <= MAX")
+        if self.checkpoint_minutes < 0 or self.checkpoint_steps < 0:
+            raise ValueError(
+                f"--checkpoint-minutes is {self.checkpoint_minutes} and --checkpoint-steps {self.checkpoint_steps}; "
+                "neither may be negative"
+            )
         if self.start_from is not None and self.weights != NO_WEIGHTS:
             raise ValueError(
                 f"--start-from {self.start_from} has a backbone already, and --weights {self.weights} would replace "
                 "it; give one of the two"
             )
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers.
+
+        Raises:
+            ValueError: `workers` is neither a number nor two with a hyphen between them.
+        """
+        fewest, hyphen, most = str(self.workers).partition("-")
+        try:
+            return int(fewest), int(most if hyphen else fewest)
+        except ValueError:
+            raise ValueError(f"--workers is {self.workers!r}; give a number, or MIN-MAX such as 2-8") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,8 +176,8 @@ def train(config: TrainConfig) -> TrainResult:
         label_pca=config.label_pca,
         train_split=config.train_split,
         validation_split=config.validation_split,
-        workers=config.workers,
-        synchronised=config.use_gpu and config.workers > 1 and config.recipe.sync_batch_norm,
+        workers=config.worker_range,
+        synchronised=config.use_gpu and config.worker_range[1] > 1 and config.recipe.sync_batch_norm,
     )
     identity = _identity(config, inputs)
     record = read_record(run_folder, identity)
@@ -263,9 +288,9 @@ def _fit(
         ValueError: the cluster is too small, or a worker said that an input is broken.
     """
     submitted_at = time.time()
-    gpus = config.workers if config.use_gpu else 0
-    why = f"{config.workers} train worker(s) and 1 reader"
-    with ray_cluster(num_cpus_needed=config.workers + 1, num_gpus_needed=gpus, why=why):
+    fewest = config.worker_range[0]
+    why = f"{fewest} train worker(s) and 1 reader"
+    with ray_cluster(num_cpus_needed=fewest + 1, num_gpus_needed=fewest if config.use_gpu else 0, why=why):
         # Ray reads its environment at import, and `ray_cluster` has just set it.
         from pipelines.training.group import run_group
         from pipelines.training.progress import watched_board
@@ -283,8 +308,11 @@ def _fit(
                 tracking_uri=tracking_uri,
                 steps_per_epoch=inputs.steps_per_epoch,
                 submitted_at=submitted_at,
+                run_folder=run_folder,
+                checkpoint_seconds=60 * config.checkpoint_minutes,
+                checkpoint_steps=config.checkpoint_steps,
             )
-            return run_group(job, board, run_folder=run_folder, workers=config.workers, use_gpu=config.use_gpu)
+            return run_group(job, board, workers=config.worker_range, use_gpu=config.use_gpu)
 
 
 def _card(recipe: Recipe, inputs: TrainInputs, scores: dict[str, float]) -> ModelCard:

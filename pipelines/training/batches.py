@@ -5,7 +5,8 @@
 2. Each worker shuffles its rows within a buffer, decodes and augments them in threads, and keeps a few uint8 batches
    ready. Normalisation happens on the device. What a row becomes is the task's business (`tasks`).
 
-Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen.
+Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen, within an
+epoch too: what was seen of it is passed over, still encoded.
 """
 
 import hashlib
@@ -13,11 +14,11 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from pipelines.intake.images import decode_image, decode_labels
 from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
+from pipelines.training.position import ROW, images_before
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -44,35 +46,52 @@ READY_BATCHES = 3
 @dataclass(frozen=True, slots=True)
 class Batch:
     """uint8 images of one step on one worker and their labels, (N, H, W) or (N,); in training, in pinned memory where a
-    GPU waits for them."""
+    GPU waits for them, and with the images' numbers in the split."""
 
     images_N3HW: Tensor
     labels: Tensor
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """One epoch, or the rest of one, as this worker reads it.
+
+    Attributes:
+        rows: its share, from `ray.train.get_dataset_shard`; iterating over it reads it.
+        epoch: index.
+        first_step: step of the epoch at which `rows` begin.
+        done: steps of the epoch that were done before; the images of those since `first_step` are passed over.
+    """
+
+    rows: "DataIterator"
+    epoch: int
+    first_step: int = 0
+    done: int = 0
 
 
 def training_batches(
-    rows: "DataIterator",
+    passes: Iterable[Pass],
     *,
     draw: Callable[[Row, torch.Generator], Pair],
     batch_size: int,
     steps_per_epoch: int,
     shuffle_buffer: int,
     seed: int,
-    epochs: range,
     rank: int,
+    world_size: int,
     num_threads: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
     """Augmented batches of all epochs in one stream, so that no epoch waits for its first shard. Starts at the call.
 
     Args:
-        rows: this worker's share, from `ray.train.get_dataset_shard`.
+        passes: epochs, in order.
         draw: decodes a row and draws its augmented pair.
-        batch_size: images per batch on this worker; an incomplete last batch is left out.
-        steps_per_epoch: batches of every epoch.
+        batch_size: images per batch over all workers; see `images_before` for this worker's share.
+        steps_per_epoch: batches of every epoch; the images that fill no batch are left out.
         shuffle_buffer: encoded images to shuffle within.
-        seed, rank: what the order and the augmentation depend on, beside the epoch.
-        epochs: which ones.
+        seed, rank, world_size: what the order and the augmentation depend on, beside the epoch.
         num_threads: threads that decode and augment.
         pin_memory: page-lock the batches, for an asynchronous copy to a GPU.
 
@@ -80,43 +99,79 @@ def training_batches(
         ValueError: a shard or an image is broken.
         RuntimeError: an epoch has more or fewer batches than `steps_per_epoch`.
     """
+    largest, divides = -(-batch_size // world_size), batch_size % world_size == 0
+    before = partial(images_before, batch_size=batch_size, rank=rank, world_size=world_size)
+
+    def tables_of(one: Pass) -> Iterable[Any]:
+        order = [seed, one.epoch, rank] + ([one.first_step] if one.first_step else [])
+        return one.rows.iter_batches(
+            batch_size=largest,
+            batch_format="pyarrow",
+            prefetch_batches=2,
+            local_shuffle_buffer_size=max(shuffle_buffer, largest),
+            local_shuffle_seed=int(np.random.SeedSequence(order).generate_state(1)[0]),
+        )
 
     def rows_of_batches() -> Iterator[list[tuple[int, Row]]]:
-        for epoch in epochs:
-            tables = rows.iter_batches(
-                batch_size=batch_size,
-                batch_format="pyarrow",
-                prefetch_batches=2,
-                drop_last=True,
-                local_shuffle_buffer_size=max(shuffle_buffer, batch_size),
-                local_shuffle_seed=int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0]),
-            )
-            found = 0
-            for table in tables:
-                found += 1
-                if found <= steps_per_epoch:  # what is too much would open the next epoch
-                    yield [(epoch, row) for row in _as_rows(table)]
-            if found != steps_per_epoch:
-                raise RuntimeError(f"worker {rank} got {found} batches in epoch {epoch}, expected {steps_per_epoch}")
+        for one in passes:
+            sizes = (before(step + 1) - before(step) for step in count(one.done))
+            passed_over = before(one.done) - before(one.first_step)
+            # Ray Data's equal split leaves out up to workers - 1 images: a share may lack one image for its last batch.
+            repeat_at = None if divides else steps_per_epoch - 1 - one.done
+            step = one.done
+            for batch in _grouped(tables_of(one), sizes, passed_over=passed_over, repeat_at=repeat_at):
+                if step < steps_per_epoch:  # what is too much would open the next epoch
+                    yield [(one.epoch, row) for row in batch]
+                step += 1
+            if step < steps_per_epoch or (divides and step > steps_per_epoch):
+                raise RuntimeError(f"worker {rank} got {step} batches in epoch {one.epoch}, expected {steps_per_epoch}")
 
     def produce() -> Iterator[Batch]:
         crop = partial(_training_crop, draw=draw, seed=seed)
         with decoding_threads(num_threads) as pool:
-            for crops in ordered_ahead(pool, crop, rows_of_batches(), ahead=2):
-                batch = _stacked(crops)
+            for numbered in ordered_ahead(pool, crop, rows_of_batches(), ahead=2):
+                batch = _stacked([pair for _, pair in numbered], rows=tuple(number for number, _ in numbered))
                 if pin_memory:
-                    batch = Batch(batch.images_N3HW.pin_memory(), batch.labels.pin_memory())
+                    batch = Batch(batch.images_N3HW.pin_memory(), batch.labels.pin_memory(), batch.rows)
                 yield batch
 
     return started(produce, depth=READY_BATCHES)
 
 
-def _stacked(pairs: list[Pair]) -> Batch:
-    return Batch(torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs]))
+def _grouped(
+    tables: Iterable[Any], sizes: Iterable[int], *, passed_over: int, repeat_at: int | None
+) -> Iterator[list[Row]]:
+    """Rows of Arrow tables in groups of these sizes, to the end of the tables; the rest, which fills none, is left out.
+
+    Args:
+        tables: what comes.
+        sizes: one for every group that may come.
+        passed_over: rows to leave out first; they are not copied out of their tables.
+        repeat_at: the group that gets its last row twice where only that row is missing.
+    """
+    remaining = iter(tables)
+    ready: list[Row] = []
+    for number, size in enumerate(sizes):
+        while len(ready) < size and (table := next(remaining, None)) is not None:
+            skipped = min(passed_over, table.num_rows)
+            passed_over -= skipped
+            ready += _as_rows(table.slice(skipped))
+        if number == repeat_at and len(ready) == size - 1 > 0:
+            ready.append(ready[-1])
+        if len(ready) < size:
+            return
+        yield ready[:size]
+        ready = ready[size:]
 
 
-def _training_crop(visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int) -> Pair:
-    """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on.
+def _stacked(pairs: list[Pair], *, rows: tuple[int, ...] = ()) -> Batch:
+    return Batch(torch.stack([image for image, _ in pairs]), torch.stack([labels for _, labels in pairs]), rows)
+
+
+def _training_crop(
+    visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int
+) -> tuple[int, Pair]:
+    """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on; and its number.
 
     Raises:
         ValueError: the row's shard is broken.
@@ -125,7 +180,7 @@ def _training_crop(visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generat
     if row["error"] is not None:
         raise ValueError(row["error"])
     own_seed = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
-    return draw(row, torch.Generator().manual_seed(int.from_bytes(own_seed, "little", signed=True)))
+    return row[ROW], draw(row, torch.Generator().manual_seed(int.from_bytes(own_seed, "little", signed=True)))
 
 
 def decoded(row: Row) -> Pair:

@@ -1,9 +1,11 @@
 """Ray Train's settings: one worker group, its rows, its checkpoints, and what its deaths mean."""
 
+import logging
+import os
 import pickle
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow.fs
 import ray.data
@@ -19,15 +21,20 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from pipelines import storage
+from pipelines import fault_points, storage
 from pipelines.cluster import worker_environment
 from pipelines.training.loop import SELECTION_METRIC, train_worker
-from pipelines.training.progress import SayFailures
-from pipelines.training.rows import checkpoint_name, rows_from_latest_checkpoint
+from pipelines.training.position import checkpoint_name, remove_unregistered, repair_snapshot
+from pipelines.training.progress import REASON, ControllerCallback
+from pipelines.training.rows import RowsKind, rows_to_train_on
+from pipelines.training.step_watch import BATCH_LOG_VARIABLE
+from pipelines.training.stopping import checkpoint_on_sigterm
 from pipelines.training.worker import TrainJob
 
-MAX_WORKER_DEATHS = 2
-"""Restarts from the latest checkpoint before a training gives up."""
+MAX_WORKER_DEATHS = 5
+"""Restarts from the latest checkpoint before a training gives up, beside those of nodes taken away with notice."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,10 +45,14 @@ class KeptCheckpoint:
     metrics: dict[str, Any]
 
 
-def run_group(
-    job: TrainJob, board: Any, *, run_folder: str, workers: int, use_gpu: bool
-) -> tuple[KeptCheckpoint, float]:
+def run_group(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> tuple[KeptCheckpoint, float]:
     """Train until the recipe's last epoch, from the latest checkpoint in the run's folder if there is one.
+
+    Args:
+        job: what to run.
+        board: see `pipelines.training.progress`.
+        workers: fewest and most; where they differ, as many as the cluster has room for, now and after every change.
+        use_gpu: one GPU per worker.
 
     Returns:
         The best kept checkpoint, and the seconds spent in epochs over all starts.
@@ -50,23 +61,51 @@ def run_group(
         ValueError: a worker found an input broken, or the loss not finite.
         ray.train.TrainingFailedError: workers died more than `MAX_WORKER_DEATHS` times.
     """
-    fs, path = storage.filesystem(run_folder)
+    if repair_snapshot(job.run_folder):
+        logger.warning("the list of checkpoints in %s was cut short by a death and is repaired", job.run_folder)
+    remove_unregistered(job.run_folder, finished=False)
+    trainer = _trainer(job, board, workers=workers, use_gpu=use_gpu)
+    try:
+        with checkpoint_on_sigterm(board):
+            result = trainer.fit()
+    except TrainingFailedError as error:
+        failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+        for failure in failures:
+            if isinstance(failure, ValueError):  # bad input, not a bug: the job says it in one line
+                raise ValueError(str(failure)) from error
+        raise
+    remove_unregistered(job.run_folder, finished=True)
+    whole_epochs = [metrics for _, metrics in result.best_checkpoints or () if REASON not in metrics]
+    assert whole_epochs and result.metrics, "every epoch reports a checkpoint"
+    metrics = max(whole_epochs, key=lambda each: each[SELECTION_METRIC])
+    best = storage.join(job.run_folder, checkpoint_name(metrics["epoch"]))
+    return KeptCheckpoint(folder=best, metrics=metrics), float(result.metrics["train/seconds"])
+
+
+def _trainer(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> TorchTrainer:
+    fs, path = storage.filesystem(job.run_folder)
     folder, _, name = path.rstrip("/").rpartition("/")
-    trainer = TorchTrainer(
+    elastic = workers[0] < workers[1]
+    environment = worker_environment(use_gpu=use_gpu)
+    hooks = {name: os.environ[name] for name in (fault_points.VARIABLE, BATCH_LOG_VARIABLE) if name in os.environ}
+    rows = partial(
+        rows_to_train_on,
+        job.dataset,
+        split=job.train_split,
+        seed=job.recipe.seed,
+        run_folder=job.run_folder,
+        without_cpus=elastic,
+    )
+    return TorchTrainer(
         train_worker,
         # As bytes, which Ray's controller passes on without importing the networks (seconds of every start).
         train_loop_config={"job": pickle.dumps(job), "board": board},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-        # A function: Ray calls it again for every new worker group, which may start at a later epoch.
-        datasets={
-            "train": partial(
-                rows_from_latest_checkpoint,
-                job.dataset,
-                split=job.train_split,
-                seed=job.recipe.seed,
-                run_folder=run_folder,
-            )
-        },
+        scaling_config=ScalingConfig(
+            num_workers=workers if elastic else workers[0],  # type: ignore[arg-type]  # likewise
+            use_gpu=use_gpu,
+        ),
+        # Functions: Ray calls them again for every new worker group, which may start elsewhere.
+        datasets={kind: partial(rows, kind=kind) for kind in get_args(RowsKind)},
         # In order, so that the split among the workers depends on nothing but the seed.
         dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
         run_config=RunConfig(  # type: ignore[call-arg]  # ray.train's type stubs are of its first version
@@ -77,20 +116,8 @@ def run_group(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=job.recipe.keep_checkpoints, checkpoint_score_attribute=SELECTION_METRIC
             ),
-            callbacks=[SayFailures(board)],  # type: ignore[list-item]  # likewise
+            callbacks=[ControllerCallback(board, job.run_folder)],  # type: ignore[list-item]  # likewise
             logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env=worker_environment(use_gpu=use_gpu),
+            worker_runtime_env=environment | {"env_vars": environment.get("env_vars", {}) | hooks},
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
-        for failure in failures:
-            if isinstance(failure, ValueError):  # bad input, not a bug: the job says it in one line
-                raise ValueError(str(failure)) from error
-        raise
-    assert result.best_checkpoints and result.metrics, "every epoch reports a checkpoint"
-    _, metrics = max(result.best_checkpoints, key=lambda kept: kept[1][SELECTION_METRIC])
-    best = storage.join(run_folder, checkpoint_name(metrics["epoch"]))
-    return KeptCheckpoint(folder=best, metrics=metrics), float(result.metrics["train/seconds"])

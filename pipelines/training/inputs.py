@@ -50,7 +50,7 @@ def open_inputs(
     label_pca: str | None,
     train_split: str,
     validation_split: str,
-    workers: int,
+    workers: tuple[int, int],
     synchronised: bool,
 ) -> TrainInputs:
     """Open dataset and label PCA, and refuse what cannot work.
@@ -59,7 +59,7 @@ def open_inputs(
         recipe: what will run.
         data, label_pca: folders.
         train_split, validation_split: of the dataset.
-        workers: train workers.
+        workers: fewest and most train workers.
         synchronised: whether batch statistics are taken over all workers.
 
     Raises:
@@ -72,18 +72,26 @@ def open_inputs(
             raise ValueError(f"split {split!r} of {data} has no images; choose another or prepare more data")
         if recipe.task == "segmentation" and not sum(dataset.splits[split].class_pixels):
             raise ValueError(f"split {split!r} of {data} has ignored pixels alone; check its labels and class table")
-    steps = recipe.steps_per_epoch(num_images=dataset.splits[train_split].num_images, num_workers=workers)
+    fewest, most = workers
+    # Where their number may change, steps must not depend on it, and shares may be unequal.
+    num_workers = most if fewest == most else 1
+    steps = recipe.steps_per_epoch(num_images=dataset.splits[train_split].num_images, num_workers=num_workers)
+    if recipe.batch_size < most:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} gives some of {most} workers no image; give --batch-size {2 * most} or "
+            "more, or fewer --workers"
+        )
     if recipe.optim.warmup_steps >= steps * recipe.epochs:
         raise ValueError(
             f"the learning rate warms up over {recipe.optim.warmup_steps} steps and this training has {steps} in each "
             f"of its {recipe.epochs} epoch(s); give --epochs {recipe.optim.warmup_steps // steps + 1} or more, or a "
             "smaller --optim.warmup-steps"
         )
-    one_each = recipe.batch_size == workers and not synchronised
+    one_each = recipe.batch_size // most == 1 and not synchronised
     if one_each and normalises_batches(recipe.model, dataset.num_classes):
         raise ValueError(
-            f"batch_size {recipe.batch_size} gives each of {workers} worker(s) one image, which batch normalisation "
-            f"cannot use; give --batch-size {2 * workers} or more, or fewer --workers"
+            f"batch_size {recipe.batch_size} gives each of {most} worker(s) one image, which batch normalisation "
+            f"cannot use; give --batch-size {2 * most} or more, or fewer --workers"
         )
     pca, pca_digest = _open_label_pca(recipe, label_pca, dataset, data=data)
     check_shards(dataset, (train_split, validation_split))

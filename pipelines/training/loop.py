@@ -1,12 +1,11 @@
 """What every Ray Train worker runs: steps, validation by merged integer counts, checkpoints, metrics."""
 
+import dataclasses
 import pickle
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,19 +14,21 @@ import ray.train
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from ray.train import Checkpoint
 from torch import Tensor
 
-from pipelines.training.batches import Batch, Pair, Row, training_batches, validation_batches
-from pipelines.training.rows import checkpoint_name
+from pipelines.fault_points import fault_point
+from pipelines.training.batches import Batch, Pair, Pass, Row, training_batches, validation_batches
+from pipelines.training.position import checkpoint_name
+from pipelines.training.progress import REASON
+from pipelines.training.saving import Saver
+from pipelines.training.state import EpochState, Progress, new_epoch, own_files, set_generators, shared_files
+from pipelines.training.step_watch import StepWatch, log_batch
 from pipelines.training.worker import (
-    Progress,
     TrainJob,
     Worker,
     average_batch_norm,
     normalised,
     percent,
-    save_state,
     start_worker,
 )
 from segcore.backbones import BACKBONES
@@ -35,13 +36,12 @@ from segcore.layers import recompute_batch_norm
 from segcore.models import SegmentationModel
 
 if TYPE_CHECKING:
-    from ray.data import DataIterator
-
     from pipelines.tracking import TrackedRun
 
 SELECTION_METRIC = "selection"
 """Validation score (mIoU, top-1), or -1 after an epoch without validation: what Ray Train keeps checkpoints by."""
-BOARD_SECONDS = 0.5
+UNFINISHED = -2.0
+"""The same of a checkpoint within an epoch: below every other, so that it goes once it is not the latest any more."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -63,21 +63,28 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _train(job: TrainJob, board: Any) -> None:
     recipe = job.recipe
-    worker, state = start_worker(job, board)
+    worker, state, under_way = start_worker(job, board)
     first_epoch = state.epochs
     epochs = range(first_epoch, recipe.epochs)
     recomputes = recipe.batch_norm_batches > 0 and len(epochs) > 0  # from batches of one epoch more
-    rows = ray.train.get_dataset_shard("train")
-    batches = _batches(worker, rows, range(first_epoch, recipe.epochs + recomputes))
+    batches = _batches(worker, _passes(range(first_epoch, recipe.epochs + recomputes), under_way))
     run = _attach(job) if worker.rank == 0 else None
     last_logged = run.last_step("train/loss") if run else None
+    saver = Saver(
+        board,
+        run_folder=job.run_folder,
+        rank=worker.rank,
+        seconds=job.checkpoint_seconds,
+        every_steps=job.checkpoint_steps,
+    )
+    watch = StepWatch(worker)
     worker.say(
         f"{worker.world_size} worker(s) on {worker.device.type}, {job.steps_per_epoch} steps per epoch; "
         f"start-up took {time.time() - job.submitted_at:.1f} s"
     )
     for epoch in epochs:
         began = time.perf_counter()
-        metrics = _train_epoch(worker, batches, epoch=epoch, first=epoch == first_epoch)
+        metrics = _train_epoch(worker, batches, saver, watch, state, under_way or new_epoch(job.num_images))
         if recomputes and epoch + 1 == recipe.epochs:
             recompute_from_batches(worker, batches)
         if worker.world_size > 1:
@@ -92,7 +99,24 @@ def _train(job: TrainJob, board: Any) -> None:
         if run and (last_logged is None or epoch > last_logged):  # a repeated epoch would log its step twice
             run.log_metrics(metrics, step=epoch)
         worker.say(_epoch_line(metrics, state, worker))
-        _report(worker, state, metrics, score)
+        _save_epoch(worker, saver, state, metrics, score)
+        under_way = None
+
+
+def _passes(epochs: range, under_way: EpochState | None) -> list[Pass]:
+    """What to read: the rest of the epoch under way, and whole epochs. All workers must ask for the same rows."""
+    if under_way is None:
+        rest = []
+    else:
+        # With as many workers as before they divide as before, and each passes over what it has seen.
+        kind = "divided_anew" if under_way.first_step == under_way.steps else "rest"
+        rows = ray.train.get_dataset_shard(kind)
+        rest = [Pass(rows=rows, epoch=epochs.start, first_step=under_way.first_step, done=under_way.steps)]
+        epochs = epochs[1:]
+    if not epochs:
+        return rest
+    rows = ray.train.get_dataset_shard("whole")
+    return rest + [Pass(rows=rows, epoch=epoch) for epoch in epochs]
 
 
 def _attach(job: TrainJob) -> "TrackedRun":
@@ -101,65 +125,63 @@ def _attach(job: TrainJob) -> "TrackedRun":
     return tracking.attach(job.tracking_uri, job.run_id)
 
 
-def _batches(worker: Worker, rows: "DataIterator", epochs: range) -> Iterator[Batch]:
+def _batches(worker: Worker, passes: list[Pass]) -> Iterator[Batch]:
     recipe = worker.job.recipe
     mean = BACKBONES[recipe.model.backbone].mean
     fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
     training_pair = worker.task.training_pair
     return training_batches(
-        rows,
+        passes,
         draw=lambda row, generator: training_pair(row, generator, recipe.augment, fill),
-        batch_size=recipe.batch_size // worker.world_size,
+        batch_size=recipe.batch_size,
         steps_per_epoch=worker.job.steps_per_epoch,
         shuffle_buffer=recipe.shuffle_buffer,
         seed=recipe.seed,
-        epochs=epochs,
         rank=worker.rank,
+        world_size=worker.world_size,
         num_threads=worker.num_threads,
         pin_memory=worker.device.type == "cuda",
     )
 
 
-def _train_epoch(worker: Worker, batches: Iterator[Batch], *, epoch: int, first: bool) -> dict[str, float]:
-    """One epoch of optimiser steps; `first` is the first one of this start, whose first step is timed apart."""
-    job, recipe = worker.job, worker.job.recipe
-    torch.manual_seed(_epoch_seed(recipe.seed, epoch, worker.rank))  # dropout; makes resumed runs repeat themselves
+def _train_epoch(
+    worker: Worker,
+    batches: Iterator[Batch],
+    saver: Saver,
+    watch: StepWatch,
+    state: Progress,
+    so_far: EpochState,
+) -> dict[str, float]:
+    """The optimiser steps of one epoch, or of its rest; metrics of all of it, but speeds of this start's steps."""
+    job, epoch = worker.job, state.epochs
+    if so_far.generators:
+        set_generators(so_far.generators, worker.device)
+    else:  # dropout; makes resumed runs repeat themselves
+        torch.manual_seed(_epoch_seed(job.recipe.seed, epoch, worker.rank, so_far.steps))
     worker.network.train()
-    learning_rate = worker.optimiser.param_groups[0]["lr"]
-    sums: dict[str, Tensor] = {}
-    waited_seconds, last_shown = 0.0, 0.0
-    began = asked = time.perf_counter()
-    steps = 0
-    metrics: dict[str, float] = {}
-    for batch in islice(batches, job.steps_per_epoch):
-        waited_seconds += time.perf_counter() - asked
+    saver.begin_epoch(so_far.steps)
+    watch.begin_epoch()
+    for batch in islice(batches, job.steps_per_epoch - so_far.steps):
+        done = epoch * job.steps_per_epoch + so_far.steps
+        fault_point("train.step", count=done)
+        watch.got_batch()
+        log_batch(batch.rows, epoch=epoch, step=so_far.steps, rank=worker.rank)
+        share = worker.share_of(batch)
         for name, value in training_step(worker, batch).items():
-            sums[name] = sums[name] + value if name in sums else value
-        steps += 1
-        asked = time.perf_counter()
-        if first and steps == 1:
-            _synchronise(worker.device)
-            computed = time.perf_counter() - began - waited_seconds
-            worker.say(f"first batch came after {waited_seconds:.1f} s, first step took {computed:.1f} s")
-            metrics["train/startup_seconds"] = time.time() - job.submitted_at
-            began = asked = time.perf_counter()
-            waited_seconds = 0.0
-        if worker.rank == 0 and asked - last_shown > BOARD_SECONDS:
-            last_shown = asked
-            worker.board.advance.remote(epoch * job.steps_per_epoch + steps)
-    losses = {name: _mean_over_workers(value / steps, worker.world_size) for name, value in sums.items()}  # waits
-    loss = losses["loss"]
-    seconds = time.perf_counter() - began
-    if not np.isfinite(loss):
+            so_far.sums[name] = so_far.sums[name] + share * value if name in so_far.sums else share * value
+        so_far.steps += 1
+        so_far.seen[list(batch.rows)] = True
+        watch.made_step(done + 1)
+        if so_far.steps < job.steps_per_epoch and (reason := saver.reason_after(so_far.steps)):
+            _save_within(worker, saver, state, so_far, reason, seconds=state.seconds + watch.seconds)
+    losses = {name: _mean_over_workers(each / so_far.steps, worker.world_size) for name, each in so_far.sums.items()}
+    if not np.isfinite(losses["loss"]):  # waited for the device to know
         raise ValueError(
-            f"the training loss became {loss} in epoch {epoch + 1}; lower --optim.learning-rate, raise "
+            f"the training loss became {losses['loss']} in epoch {epoch + 1}; lower --optim.learning-rate, raise "
             "--optim.warmup-steps, or train in float32 (--precision float32)"
         )
-    timed_steps = steps - 1 if first else steps
-    metrics |= {f"train/{name}": value for name, value in losses.items()} | {"train/learning_rate": learning_rate}
-    if timed_steps:
-        metrics["train/images_per_second"] = timed_steps * recipe.batch_size / seconds
-        metrics["train/data_wait_fraction"] = waited_seconds / seconds
+    metrics = {f"train/{name}": value for name, value in losses.items()} | watch.metrics()
+    metrics["train/learning_rate"] = worker.learning_rate_at(epoch * job.steps_per_epoch)
     temperature = getattr(getattr(worker.network, "head", None), "temperature", None)
     if temperature is not None:
         metrics["train/temperature"] = float(temperature)
@@ -176,7 +198,9 @@ def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
     with _autocast(worker):
         terms = model.loss(worker.replica(images_N3HW), labels)
     worker.optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(terms.total)  # `loss.backward()`, with types
+    share = worker.share_of(batch)
+    # `loss.backward()`, with types; DDP averages gradients over the workers, whatever their shares
+    torch.autograd.backward(terms.total if share == 1 else share * terms.total)
     worker.optimiser.step()
     worker.schedule.step()
     parts = {f"loss_{name}": value for name, value in terms.terms.items()} if len(terms.terms) > 1 else {}
@@ -246,16 +270,30 @@ def _advanced(state: Progress, score: float, *, seconds: float) -> Progress:
     )
 
 
-def _report(worker: Worker, state: Progress, metrics: dict[str, float], score: float) -> None:
-    """Hand metrics and a checkpoint to Ray Train; rank 0 alone has the checkpoint, all must call."""
+def _save_within(
+    worker: Worker, saver: Saver, state: Progress, so_far: EpochState, reason: str, *, seconds: float
+) -> None:
+    """A checkpoint within an epoch; every worker has a part of it."""
+    epoch, steps_per_epoch = state.epochs, worker.job.steps_per_epoch
+    worker.say(f"checkpoint in epoch {epoch + 1} after {so_far.steps} of {steps_per_epoch} steps: {reason}")
+    files = own_files(
+        worker.network, so_far, epoch=epoch, rank=worker.rank, world_size=worker.world_size, device=worker.device
+    )
+    if worker.rank == 0:
+        now = dataclasses.replace(state, seconds=seconds)
+        files |= shared_files(worker.network, worker.optimiser, worker.schedule, now)
+    metrics = {"epoch": epoch, "step": so_far.steps, SELECTION_METRIC: UNFINISHED, REASON: reason}
+    name = checkpoint_name(epoch, so_far.steps)
+    saver.save(files, metrics, name, count=epoch * steps_per_epoch + so_far.steps)
+
+
+def _save_epoch(worker: Worker, saver: Saver, state: Progress, metrics: dict[str, float], score: float) -> None:
+    """A checkpoint between two epochs, where all workers are equal: the first writes it, all must report."""
+    files = {}
+    if worker.rank == 0:
+        files = shared_files(worker.network, worker.optimiser, worker.schedule, state)
     reported = {**metrics, "epoch": state.epochs - 1, SELECTION_METRIC: score}
-    if worker.rank:
-        ray.train.report(reported)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder), worker, state)
-        name = checkpoint_name(state.epochs - 1)
-        ray.train.report(reported, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+    saver.save(files, reported, checkpoint_name(state.epochs - 1), count=state.epochs * worker.job.steps_per_epoch)
 
 
 def _autocast(worker: Worker) -> torch.autocast:
@@ -269,13 +307,9 @@ def _mean_over_workers(value: Tensor, world_size: int) -> float:
     return float(value) / world_size
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1)[0])
+def _epoch_seed(seed: int, epoch: int, rank: int, steps: int) -> int:
+    """Of the generators from that step of the epoch on; 0 but where another number of workers goes on within it."""
+    return int(np.random.SeedSequence([seed, epoch, rank, 1] + ([steps] if steps else [])).generate_state(1)[0])
 
 
 def _epoch_line(metrics: dict[str, float], state: Progress, worker: Worker) -> str:

@@ -11,12 +11,18 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.progress import progress
+from pipelines.training.position import keep_snapshot
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+REASON = "checkpoint/reason"
+"""Metric of a report: why its checkpoint was written within an epoch."""
+STOP = "the job is told to stop"
+"""One of the reasons."""
 
 
 class ProgressBoard:
@@ -26,6 +32,24 @@ class ProgressBoard:
         self.steps = 0
         self.lines: list[str] = []
         self.error = ""
+        self.stopping = False
+        self.saved = False
+
+    def stop(self) -> None:
+        """The job is to end: ask the workers for a checkpoint."""
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self.stopping
+
+    def registered(self) -> None:
+        """A checkpoint that `stop` asked for is complete, and Ray Train will resume from it."""
+        self.saved = True
+
+    def has_saved(self) -> bool:
+        """Whether `registered` was called."""
+        return self.saved
 
     def advance(self, steps: int) -> None:
         """Set the optimiser steps done so far, those of earlier starts included."""
@@ -49,23 +73,34 @@ class ProgressBoard:
         return self.steps, lines
 
 
-class SayFailures(UserCallback):
-    """Put a worker's death into the driver's log; Ray calls it in its controller."""
+class ControllerCallback(UserCallback):
+    """What Ray calls in its controller: deaths go to the driver's log, and the list of checkpoints is kept twice."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: Any, run_folder: str) -> None:
         self.board = board
+        self.run_folder = run_folder
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray decides afterwards whether to start the workers again."""
+        """Put a worker's death into the driver's log; Ray decides afterwards whether to start the workers again."""
         for rank, error in sorted(worker_exceptions.items()):
             first_line = str(error).strip().partition("\n")[0]
             self.board.say.remote(f"worker {rank} failed ({type(error).__name__}: {first_line})")
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """A checkpoint is complete and registered."""
+        if checkpoint is not None:
+            keep_snapshot(self.run_folder)
+        if metrics[0].get(REASON) == STOP:
+            self.board.registered.remote()
 
 
 @contextlib.contextmanager
 def watched_board(description: str, *, total_steps: int) -> Iterator[Any]:
     """Start a board, show what is written to it until the block ends, and yield the actor's handle."""
-    board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    # On the driver's node, like Ray Train's controller: the training goes on when any other node dies.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(ProgressBoard)
+    board: Any = actor.options(num_cpus=0, scheduling_strategy=here).remote()
     ended = threading.Event()
 
     def watch() -> None:

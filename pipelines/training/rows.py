@@ -6,15 +6,23 @@ each of them five seconds at every start.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import ray.data
-from ray.data import FileShuffleConfig
+from numpy.typing import NDArray
+from ray.data import FileShuffleConfig, TaskPoolStrategy
 
 from pipelines import storage
 from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part
+from pipelines.training.position import ROW, latest_checkpoint, read_position, seen_images
 from segcore import Task
+
+RowsKind = Literal["whole", "rest", "divided_anew"]
+READERS_WITHOUT_CPUS = 4
+"""Tasks that read at once where they hold no logical CPU."""
 
 
 @dataclass
@@ -28,26 +36,50 @@ class EpochShuffle(FileShuffleConfig):
         return super().get_seed(self.first_epoch + execution_idx)
 
 
-def shard_rows(dataset: PreparedDataset, *, split: str, seed: int, first_epoch: int) -> ray.data.Dataset:
-    """A lazy dataset of `TRAINING_COLUMNS`, images still encoded, and `error`; each execution is one epoch."""
+def shard_rows(
+    dataset: PreparedDataset,
+    *,
+    split: str,
+    seed: int,
+    first_epoch: int,
+    seen: NDArray[np.bool_] | None = None,
+    without_cpus: bool = False,
+) -> ray.data.Dataset:
+    """A lazy dataset of `TRAINING_COLUMNS`, images still encoded, `row` and `error`; each execution is one epoch.
+
+    Args:
+        dataset, split: what to read.
+        seed: of the order of the shards.
+        first_epoch: of the first execution.
+        seen: one bool per image of the split; those are left out.
+        without_cpus: read in tasks that hold no logical CPU: an elastic group of workers may hold them all.
+    """
     uris = dataset.part_uris(split)
     fs, _ = storage.filesystem(uris[0])
     paths = [storage.filesystem(uri)[1] for uri in uris]
     parts = dict(zip(paths, dataset.splits[split].parts, strict=True))
+    starts = dict(zip(paths, np.cumsum([0] + [part.num_rows for part in parts.values()]).tolist(), strict=False))
     arrow_fs = None if storage.is_local(fs) else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    read_settings: dict[str, Any] = {}
+    parse_settings: dict[str, Any] = {}
+    if without_cpus:
+        read_settings = {"ray_remote_args": {"num_cpus": 0}, "concurrency": READERS_WITHOUT_CPUS}
+        parse_settings = {"num_cpus": 0, "compute": TaskPoolStrategy(size=READERS_WITHOUT_CPUS)}
     files = ray.data.read_binary_files(
         paths,
         filesystem=arrow_fs,
         include_paths=True,
         override_num_blocks=len(paths),
         shuffle=EpochShuffle(seed=seed, first_epoch=first_epoch),
+        **read_settings,
     )
-    return files.map_batches(
-        partial(_parse_shard, parts=parts, task=dataset.task), batch_size=1, batch_format="pyarrow"
-    )
+    parse = partial(_parse_shard, parts=parts, starts=starts, task=dataset.task, seen=seen)
+    return files.map_batches(parse, batch_size=1, batch_format="pyarrow", **parse_settings)
 
 
-def _parse_shard(files: pa.Table, *, parts: dict[str, Part], task: Task) -> pa.Table:
+def _parse_shard(
+    files: pa.Table, *, parts: dict[str, Part], starts: dict[str, int], task: Task, seen: NDArray[np.bool_] | None
+) -> pa.Table:
     """Verify and open one shard that was read whole; what is wrong with it travels in `error`, on each of its rows.
 
     An exception here would reach the worker as Ray's own, without its type.
@@ -59,27 +91,34 @@ def _parse_shard(files: pa.Table, *, parts: dict[str, Part], task: Task) -> pa.T
         rows = parse_part(files["bytes"][0].as_py(), name=path, sha256=part.sha256, columns=columns)
     except ValueError as error:
         broken = {name: pa.nulls(part.num_rows, SCHEMAS[task].field(name).type) for name in columns}
-        return pa.table({**broken, "error": pa.repeat(str(error), part.num_rows)})
-    return rows.append_column("error", pa.nulls(rows.num_rows, pa.string()))
+        rows, problem = pa.table(broken), pa.repeat(str(error), part.num_rows)
+    else:
+        problem = pa.nulls(rows.num_rows, pa.string())
+    numbers = np.arange(starts[path], starts[path] + part.num_rows)
+    rows = rows.append_column(ROW, pa.array(numbers, pa.int64())).append_column("error", problem)
+    return rows if seen is None else rows.filter(pa.array(~seen[numbers]))
 
 
-def start_epoch(run_folder: str) -> int:
-    """The epoch at which Ray Train will resume this run, by the state that it keeps there; 0 for a new run."""
-    # Ray's controller runs this, where no public call tells; the tests resume a run and would notice a change.
-    snapshot = storage.join(run_folder, "checkpoint_manager_snapshot.json")
-    if not storage.exists(snapshot):
-        return 0
-    latest = storage.read_json(snapshot)["latest_checkpoint_result"]
-    return int(latest["checkpoint_dir_name"].rsplit("-", 1)[1]) + 1 if latest else 0
-
-
-def checkpoint_name(epoch: int) -> str:
-    """Folder of the checkpoint after `epoch`, within the run's folder."""
-    return f"checkpoint-{epoch:05d}"
-
-
-def rows_from_latest_checkpoint(
-    dataset: PreparedDataset, *, split: str, seed: int, run_folder: str
+def rows_to_train_on(
+    dataset: PreparedDataset, *, kind: RowsKind, split: str, seed: int, run_folder: str, without_cpus: bool
 ) -> ray.data.Dataset:
-    """`shard_rows` from the epoch at which the run will resume; Ray calls it for every new worker group."""
-    return shard_rows(dataset, split=split, seed=seed, first_epoch=start_epoch(run_folder))
+    """`shard_rows` from where the run will resume; Ray calls it for every new worker group.
+
+    Args:
+        dataset, split, seed, without_cpus: see `shard_rows`.
+        kind: "whole": whole epochs, from the first that has not begun. "rest": the epoch under way, to be divided among
+            as many workers as before, without what they had seen before that division. "divided_anew": the same for
+            another number of workers, without all that was seen. How many there will be is known to the workers alone,
+            so they choose; what is not chosen is never read.
+        run_folder: URI.
+    """
+    checkpoint = latest_checkpoint(run_folder)
+    position = read_position(checkpoint)
+    first_epoch, seen = position.epoch, None
+    if checkpoint is not None and position.steps:
+        if kind == "whole":
+            first_epoch += 1
+        else:
+            num_images = dataset.splits[split].num_images
+            seen = seen_images(checkpoint, position, num_images=num_images, divided_anew=kind == "divided_anew")
+    return shard_rows(dataset, split=split, seed=seed, first_epoch=first_epoch, seen=seen, without_cpus=without_cpus)

@@ -1,10 +1,8 @@
 """A train worker: its place in the group, its replica of the network, and how both come back from a checkpoint."""
 
-import dataclasses
-import io
 import os
+import posixpath
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -18,17 +16,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines import storage
-from pipelines.checkpoints import WEIGHTS_FILE, read_state, state_bytes
+from pipelines.checkpoints import read_state
 from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset
-from pipelines.training.batches import num_decoding_threads
+from pipelines.training.batches import Batch, num_decoding_threads
+from pipelines.training.position import read_position
+from pipelines.training.state import EpochState, Progress, restore_own, restore_shared
 from pipelines.training.tasks import TASKS, TrainingTask
 from segcore.backbones import BACKBONES
 from segcore.layers import synchronise_batch_norm
 from segcore.networks import restore_network
-from segcore.optim import build_optimiser, poly_schedule
-
-TRAINING_STATE_FILE = "training_state.pt"
+from segcore.optim import build_optimiser, poly_factor, poly_schedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +41,8 @@ class TrainJob:
         run_id, tracking_uri: the MLflow run that the driver opened.
         steps_per_epoch: equal on all workers.
         submitted_at: seconds since 1970, to tell start-up from training.
+        run_folder: URI; checkpoints are written there.
+        checkpoint_seconds, checkpoint_steps: between two checkpoints within an epoch; 0 each: none for their sake.
     """
 
     recipe: Recipe
@@ -54,6 +54,14 @@ class TrainJob:
     tracking_uri: str
     steps_per_epoch: int
     submitted_at: float
+    run_folder: str
+    checkpoint_seconds: float = 0.0
+    checkpoint_steps: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Of the split to learn from."""
+        return self.dataset.splits[self.train_split].num_images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,31 +93,32 @@ class Worker:
         """What the recipe's task does in its own way."""
         return TASKS[self.job.recipe.task]
 
+    def share_of(self, batch: Batch) -> float:
+        """Weight of this worker's part of a batch in an average over the workers; 1 where all parts are equal.
+
+        Sums over the workers of weight * mean / workers are means over the batch.
+        """
+        batch_size = self.job.recipe.batch_size
+        return 1.0 if batch_size % self.world_size == 0 else len(batch.images_N3HW) * self.world_size / batch_size
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of the first group of parameters at a step of the training."""
+        optim, total = self.job.recipe.optim, self.job.steps_per_epoch * self.job.recipe.epochs
+        factor = poly_factor(step, total_steps=total, warmup_steps=optim.warmup_steps, power=optim.power)
+        return float(self.schedule.base_lrs[0]) * factor
+
     def say(self, line: str) -> None:
         """Put a line into the driver's log; rank 0 speaks for all."""
         if self.rank == 0:
             self.board.say.remote(line)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """Where a run stands between two epochs.
+def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress, EpochState | None]:
+    """Build this worker's replica, from the latest checkpoint where there is one.
 
-    Attributes:
-        epochs: epochs done.
-        best_score: highest validation score so far (mIoU, top-1), -1 before the first validation.
-        best_epoch: index of the epoch that reached it, -1 before the first validation.
-        seconds: time spent in epochs, over all starts of the run.
+    Returns:
+        The worker, where the run stands between two epochs, and the epoch that is under way, if one is.
     """
-
-    epochs: int
-    best_score: float
-    best_epoch: int
-    seconds: float
-
-
-def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
-    """Build this worker's replica, from the latest checkpoint where there is one."""
     recipe = job.recipe
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -128,11 +137,7 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
         network = synchronise_batch_norm(network)
     optimiser = build_optimiser(network, recipe.optim)
     schedule = poly_schedule(optimiser, recipe.optim, total_steps=job.steps_per_epoch * recipe.epochs)
-    checkpoint = ray.train.get_checkpoint()
-    progress = Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0)
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            progress = _restore(Path(folder), network, optimiser, schedule, device)
+    progress, under_way = _restored(job, network, optimiser, schedule, device)
     if recipe.compile:
         network.compile()
     replica: nn.Module = network
@@ -160,10 +165,42 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress]:
             f"CPU workers: each normalises over its own {recipe.batch_size // world_size} images (SyncBatchNorm needs "
             "CUDA); running statistics are averaged over the workers after every epoch"
         )
-    if progress.epochs:
-        best = percent(progress.best_score) if progress.best_epoch >= 0 else "not validated yet"
-        worker.say(f"continuing after epoch {progress.epochs}; best {worker.task.score_name} so far: {best}")
-    return worker, progress
+    if progress.epochs or under_way:
+        _say_where_it_continues(worker, progress, under_way)
+    return worker, progress, under_way
+
+
+def _restored(
+    job: TrainJob, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
+) -> tuple[Progress, EpochState | None]:
+    reported = ray.train.get_checkpoint()
+    if reported is None:
+        return Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0), None
+    checkpoint = storage.join(job.run_folder, posixpath.basename(reported.path))
+    progress = restore_shared(checkpoint, network, optimiser, schedule, device)
+    position = read_position(checkpoint)
+    if not position.steps:
+        return progress, None
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    num_images = job.num_images
+    under_way = restore_own(
+        checkpoint, position, network, num_images=num_images, rank=rank, world_size=world_size, device=device
+    )
+    return progress, under_way
+
+
+def _say_where_it_continues(worker: Worker, progress: Progress, under_way: EpochState | None) -> None:
+    best = percent(progress.best_score) if progress.best_epoch >= 0 else "not validated yet"
+    where = f"after epoch {progress.epochs}"
+    if under_way:
+        where = f"in epoch {progress.epochs + 1}, after {under_way.steps} of {worker.job.steps_per_epoch} steps"
+    worker.say(f"continuing {where}; best {worker.task.score_name} so far: {best}")
+    if under_way and under_way.first_step == under_way.steps:
+        worker.say(
+            f"{worker.world_size} worker(s) now, another number than before: the images of this epoch that nobody has "
+            "seen yet are divided anew; no step is lost, no image comes twice"
+        )
 
 
 def normalised(worker: Worker, images_N3HW: Tensor) -> Tensor:
@@ -193,29 +230,6 @@ def average_batch_norm(network: nn.Module) -> None:
     flat /= dist.get_world_size()
     for buffer, values in zip(buffers, torch.split(flat, [buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
-
-
-def save_state(folder: Path, worker: Worker, state: Progress) -> None:
-    """Weights as in a model folder, and apart from them what only a resumed training needs."""
-    (folder / WEIGHTS_FILE).write_bytes(state_bytes(worker.network.state_dict()))
-    training_state = {
-        "optimiser": worker.optimiser.state_dict(),
-        "schedule": worker.schedule.state_dict(),
-        "progress": dataclasses.asdict(state),
-    }
-    torch.save(training_state, folder / TRAINING_STATE_FILE)
-
-
-def _restore(
-    folder: Path, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
-) -> Progress:
-    weights = folder / WEIGHTS_FILE
-    network.load_state_dict(read_state(weights.read_bytes(), origin=str(weights)))
-    data = io.BytesIO((folder / TRAINING_STATE_FILE).read_bytes())
-    state = torch.load(data, map_location=device, weights_only=True)
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    return Progress(**state["progress"])
 
 
 def percent(fraction: float) -> str:

@@ -100,7 +100,7 @@ def test_a_segmentation_network_starts_from_the_classifier_s_backbone(finished: 
         label_pca=None,
         train_split="train",
         validation_split="val",
-        workers=1,
+        workers=(1, 1),
         synchronised=False,
     )
     started = safetensors.torch.load(initial_state(recipe, inputs, weights=finished.model_folder))

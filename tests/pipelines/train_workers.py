@@ -25,6 +25,7 @@ def worker_of(network: nn.Module, recipe: Recipe, dataset: PreparedDataset, *, r
             tracking_uri="",
             steps_per_epoch=4,
             submitted_at=0.0,
+            run_folder="",
         ),
         board=None,
         rank=rank,

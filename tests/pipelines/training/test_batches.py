@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.shards import PreparedDataset, open_dataset
-from pipelines.training.batches import Batch, decoded, started, training_batches, validation_batches
+from pipelines.training.batches import Batch, Pass, decoded, started, training_batches, validation_batches
 from pipelines.training.tasks import TASKS
 from segcore import IGNORE_INDEX
 from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, tiny_recipe, write_learnable_dataset
@@ -50,8 +50,9 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
 
 
 def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8) -> Iterator[Batch]:
+    rows = rows_of(dataset, first_epoch=epochs.start, seed=1)
     return training_batches(
-        rows_of(dataset, first_epoch=epochs.start, seed=1),
+        [Pass(rows=rows, epoch=epoch) for epoch in epochs],
         draw=lambda row, generator: TASKS["segmentation"].training_pair(
             row, generator, tiny_recipe().augment, (1, 2, 3)
         ),
@@ -59,8 +60,8 @@ def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int =
         steps_per_epoch=steps_per_epoch,
         shuffle_buffer=16,
         seed=1,
-        epochs=epochs,
         rank=0,
+        world_size=1,
         num_threads=2,
         pin_memory=False,
     )

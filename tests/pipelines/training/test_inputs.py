@@ -59,7 +59,7 @@ def open_with(recipe: Recipe, data: str, label_pca: str | None) -> TrainInputs:
         label_pca=label_pca,
         train_split="train",
         validation_split="val",
-        workers=1,
+        workers=(1, 1),
         synchronised=False,
     )
 

@@ -1,7 +1,6 @@
 """One worker's share of a validation, and the scores that become metrics."""
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training.batches import Batch, decoded
 from pipelines.training.loop import recompute_from_batches, training_step, validate_share
+from pipelines.training.state import Progress
 from pipelines.training.tasks import segmentation_metrics
-from pipelines.training.worker import Progress, Worker, normalised
+from pipelines.training.worker import Worker, normalised
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import solve
 from segcore.metrics import confusion_matrix
@@ -86,26 +86,6 @@ def test_the_best_score_survives_worse_epochs_and_unvalidated_ones() -> None:
         state = _advanced(state, score, seconds=2.0)
     assert state == Progress(epochs=5, best_score=0.5, best_epoch=1, seconds=10.0)
     assert _advanced(state, 0.5, seconds=1.0).best_epoch == 5  # of equals the later
-
-
-def test_the_training_state_is_read_without_unpickling_code(dataset: PreparedDataset, tmp_path: Path) -> None:
-    from pipelines.training.worker import _restore, save_state
-
-    worker = make_worker(dataset)
-    loss = worker.network(torch.randn(2, 3, 64, 64)).logits_NCHW.square().mean()
-    loss.backward()
-    worker.optimiser.step()
-    worker.schedule.step()
-    state = Progress(epochs=3, best_score=0.25, best_epoch=1, seconds=7.5)
-    save_state(tmp_path, worker, state)
-    fresh = make_worker(dataset)
-    again = _restore(tmp_path, fresh.network, fresh.optimiser, fresh.schedule, torch.device("cpu"))
-    assert again == state
-    assert fresh.schedule.get_last_lr() == worker.schedule.get_last_lr()
-    for name, value in worker.network.state_dict().items():
-        assert torch.equal(value, fresh.network.state_dict()[name]), name
-    first = next(iter(worker.optimiser.state.values()))
-    assert torch.equal(first["exp_avg"], next(iter(fresh.optimiser.state.values()))["exp_avg"])
 
 
 @pytest.mark.parametrize(("asked", "used"), [(2, 2), (9, 4)])

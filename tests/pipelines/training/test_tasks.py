@@ -100,9 +100,9 @@ def test_a_broken_shard_is_told_by_the_rows_of_a_classification_dataset_too(
 
     part = dataset.splits["train"].parts[0]
     files = pa.table({"path": ["p"], "bytes": [b"not parquet"]})
-    rows = _parse_shard(files, parts={"p": part}, task="classification")
+    rows = _parse_shard(files, parts={"p": part}, starts={"p": 0}, seen=None, task="classification")
     assert rows.num_rows == part.num_rows and "is corrupt or was changed" in rows["error"][0].as_py()
     whole = pa.table({"path": ["p"], "bytes": [Path(dataset.uri, part.path).read_bytes()]})
-    good = _parse_shard(whole, parts={"p": part}, task="classification")
-    assert good.column_names == rows.column_names == ["image_id", "image", "class_index", "error"]
+    good = _parse_shard(whole, parts={"p": part}, starts={"p": 0}, seen=None, task="classification")
+    assert good.column_names == rows.column_names == ["image_id", "image", "class_index", "row", "error"]
     assert good.schema.types == rows.schema.types
