@@ -63,7 +63,7 @@ def shard_rows(
     read_settings: dict[str, Any] = {}
     parse_settings: dict[str, Any] = {}
     if without_cpus:
-        read_settings = {"ray_remote_args": {"num_cpus": 0}, "concurrency": READERS_WITHOUT_CPUS}
+        read_settings = {"num_cpus": 0, "concurrency": READERS_WITHOUT_CPUS}
         parse_settings = {"num_cpus": 0, "compute": TaskPoolStrategy(size=READERS_WITHOUT_CPUS)}
     files = ray.data.read_binary_files(
         paths,

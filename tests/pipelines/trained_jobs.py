@@ -1,5 +1,6 @@
 """Trainings in processes of their own, which tests kill at exact steps, and what their workers saw."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -41,6 +42,7 @@ class TrainJob:
     Args:
         settings: of `TrainConfig`, and `epochs`, `batch_size` of the tiny recipe.
         log: file for its output, appended to.
+        program: what runs with them.
         faults: where to stop, see `pipelines.fault_points`.
         batch_log: folder for what the workers see.
         environment: further variables.
@@ -51,6 +53,7 @@ class TrainJob:
         settings: dict[str, object],
         log: Path,
         *,
+        program: str = PROGRAM,
         faults: str = "",
         batch_log: Path | None = None,
         environment: dict[str, str] | None = None,
@@ -62,7 +65,7 @@ class TrainJob:
             variables[BATCH_LOG_VARIABLE] = str(batch_log)
         with log.open("ab") as output:
             self.driver = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+                [sys.executable, "-c", program, json.dumps(settings)],
                 stdout=output,
                 stderr=output,
                 cwd=REPOSITORY,
@@ -99,7 +102,13 @@ class TrainJob:
 
     def registered(self, run_folder: Path, name: str) -> None:
         """Wait until the run would resume from this checkpoint."""
-        self.wait_for(lambda: latest_checkpoint(str(run_folder)) == str(run_folder / name))
+
+        def is_latest() -> bool:
+            with contextlib.suppress(ValueError):  # Ray writes the list in place
+                return latest_checkpoint(str(run_folder)) == str(run_folder / name)
+            return False
+
+        self.wait_for(is_latest)
 
     def finish(self, *, seconds: float = 400) -> None:
         """Wait for a good end."""

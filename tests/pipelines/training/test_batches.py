@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -51,11 +53,20 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
 
 def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8) -> Iterator[Batch]:
     rows = rows_of(dataset, first_epoch=epochs.start, seed=1)
+    return stream_of_passes([Pass(rows=rows, epoch=epoch) for epoch in epochs], steps_per_epoch=steps_per_epoch)
+
+
+def stream_of_passes(
+    passes: list[Pass], *, steps_per_epoch: int = NUM_TRAIN // 8, drawn: list[str] | None = None
+) -> Iterator[Batch]:
+    def draw(row: dict[str, Any], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        if drawn is not None:
+            drawn.append(row["image_id"])
+        return TASKS["segmentation"].training_pair(row, generator, tiny_recipe().augment, (1, 2, 3))
+
     return training_batches(
-        [Pass(rows=rows, epoch=epoch) for epoch in epochs],
-        draw=lambda row, generator: TASKS["segmentation"].training_pair(
-            row, generator, tiny_recipe().augment, (1, 2, 3)
-        ),
+        passes,
+        draw=draw,
         batch_size=8,
         steps_per_epoch=steps_per_epoch,
         shuffle_buffer=16,
@@ -84,6 +95,83 @@ def test_batches_are_augmented_uint8_crops_and_a_resumed_stream_goes_on_with_the
     assert not torch.equal(first[0][0], second[0][0])
     resumed = batches_of(dataset, range(1, 2))
     assert all(torch.equal(one[0], two[0]) for one, two in zip(second, resumed, strict=True))
+
+
+def test_a_stream_that_resumes_within_an_epoch_passes_over_what_was_seen(
+    dataset: PreparedDataset, ray_session: None
+) -> None:
+    """Bit for bit the batches that were not seen, and only they are decoded."""
+    drawn: list[str] = []
+
+    def rows_after(done: int) -> list[Batch]:
+        rows = rows_of(dataset, first_epoch=2, seed=1)
+        passes = [Pass(rows=rows, epoch=2, done=done), Pass(rows=rows, epoch=3)]
+        return list(stream_of_passes(passes, drawn=drawn))
+
+    whole = rows_after(0)
+    seen = [number for batch in whole[:4] for number in batch.rows]
+    assert len(whole) == 8 and len(set(seen)) == 32 and max(seen) < NUM_TRAIN
+    drawn.clear()
+    resumed = rows_after(3)
+    assert [batch.rows for batch in resumed] == [batch.rows for batch in whole[3:]]
+    for one, two in zip(whole[3:], resumed, strict=True):
+        assert torch.equal(one.images_N3HW, two.images_N3HW) and torch.equal(one.labels, two.labels)
+    assert len(drawn) == 5 * 8
+
+
+def test_images_that_were_seen_are_left_out_of_an_epoch_that_is_divided_anew(
+    dataset: PreparedDataset, ray_session: None
+) -> None:
+    from pipelines.training.rows import shard_rows
+
+    seen = np.zeros(NUM_TRAIN, dtype=np.bool_)
+    seen[[0, 5, 7, 8, 9, 37]] = True
+    rows = shard_rows(dataset, split="train", seed=1, first_epoch=0, seen=seen, without_cpus=True)
+    assert sorted(row["row"] for row in rows.iter_rows()) == np.flatnonzero(~seen).tolist()
+
+
+class SplitRows:
+    """One worker's share as Ray Data's equal split hands it out, without Ray: `count` rows, from `first` on."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.numbers = list(range(first, first + count))
+
+    def iter_batches(self, *, batch_size: int, **settings: Any) -> Iterator[pa.Table]:
+        for start in range(0, len(self.numbers), batch_size):
+            numbers = self.numbers[start : start + batch_size]
+            yield pa.table(
+                {"image_id": [str(each) for each in numbers], "row": numbers, "error": [None] * len(numbers)}
+            )
+
+
+def unequal_share(rank: int, *, num_images: int, done: int = 0) -> list[tuple[int, ...]]:
+    share = (num_images - 8 * done) // 3
+    rows: Any = SplitRows(100 * rank, share)
+    stream = training_batches(
+        [Pass(rows=rows, epoch=0, first_step=done, done=done)],
+        draw=lambda row, generator: (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)),
+        batch_size=8,
+        steps_per_epoch=4,
+        shuffle_buffer=1,
+        seed=0,
+        rank=rank,
+        world_size=3,
+        num_threads=1,
+        pin_memory=False,
+    )
+    return [batch.rows for batch in stream]
+
+
+@pytest.mark.parametrize("num_images", [32, 33, 34, 39])
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_three_workers_share_batches_of_eight(num_images: int, done: int) -> None:
+    """Ray Data gives each a third of the images, rounded down; a share that lacks the very last repeats one."""
+    shares = [unequal_share(rank, num_images=num_images, done=done) for rank in range(3)]
+    for step in range(4 - done):
+        assert sum(len(share[step]) for share in shares) == 8
+    used = [number for share in shares for rows in share for number in rows]
+    given = 3 * ((num_images - 8 * done) // 3)
+    assert len(used) - len(set(used)) == max(0, len(used) - given)
 
 
 @pytest.mark.parametrize("epochs", [range(1), range(2)])
