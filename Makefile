@@ -17,7 +17,7 @@ SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # two targets at once would each start a Ray
-.PHONY: help demo test test-all lint format benchmarks clean distclean FORCE
+.PHONY: help demo test test-all lint audit format benchmarks clean distclean FORCE
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -35,6 +35,9 @@ lint: $(INSTALLED)  ## linters and types only
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+audit: $(INSTALLED)  ## pins, licences and, where the network answers, known vulnerabilities
+	PYTHON=$(RUN) .ci/audit
 
 format: $(INSTALLED)  ## rewrite the files as `make lint` wants them
 	$(RUN) -m ruff check --fix .
@@ -73,5 +76,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if ! $(RUN) -m pip --version >/dev/null 2>&1; then \
 		echo "making .venv with $(PYTHON); the first installation takes some minutes"; \
 		rm -rf .venv && "$(PYTHON)" -m venv .venv; fi
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,benchmarks]"
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,benchmarks,server]"
 	@touch $(INSTALLED)

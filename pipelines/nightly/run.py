@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipelines import storage
+from pipelines import live_metrics, storage
 from pipelines.ensembles import MemberModel, load_member, member_from_dict
 from pipelines.exit_codes import OUTAGE, JobStoppedError
 from pipelines.night_report.summary import RunClock
@@ -105,11 +105,20 @@ def _do_open_shards(job: SegmentJob, run: Run, state: Progress, heartbeat: Heart
         state.num_images += report.num_images
         state.num_failures += report.num_failures
         state.num_here += report.num_images + report.num_failures
+        _show(report, state)
         heartbeat.check()
         _check_failures(config, run, sum(each.num_failures for each in reports))
     if run.settings.images == config.source:
         job.num_done += state.num_here
     return reports
+
+
+def _show(report: ShardReport, state: Progress) -> None:
+    """Tell Prometheus what a shard gave, and what is left."""
+    live_metrics.count("segpipe_shards", 1)
+    live_metrics.count("segpipe_images", report.num_images)
+    live_metrics.count("segpipe_failures", report.num_failures)
+    live_metrics.show("segpipe_images_waiting", state.num_planned - state.num_images - state.num_failures)
 
 
 def _reports(job: SegmentJob, run: Run, left: list[int]) -> Iterator[ShardReport]:

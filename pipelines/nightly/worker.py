@@ -32,6 +32,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+from pipelines import live_metrics
 from pipelines.cluster import worker_environment
 from pipelines.ensembles import load_member
 from pipelines.intake.formats import ImageError, PixelBudgetError
@@ -115,6 +116,7 @@ class ShardSegmenter:
         self.attempts: set[Attempt] = set()  # in work
         self.began = time.time()
         self.timer = StageTimer()
+        self.shown_seconds: dict[str, float] = {}  # by stage, to Prometheus
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Segment, stage, commit and promote one shard; returns its `ShardReport` as a row."""
@@ -324,8 +326,15 @@ class ShardSegmenter:
                 _check_device()
             return Failure.of(error, stage="infer", retryable=True)
 
+    def _show_stages(self) -> None:
+        """Tell Prometheus where the time since the last call went."""
+        shown, self.shown_seconds = self.shown_seconds, self.timer.seconds()
+        for stage, seconds in self.shown_seconds.items():
+            live_metrics.count("segpipe_stage_seconds", seconds - shown.get(stage, 0.0), {"stage": stage})
+
     def _report(self, result: ShardCommit, began: float) -> dict[str, Any]:
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+        self._show_stages()
         report = ShardReport(
             shard=result.shard,
             num_images=result.num_rows("predictions"),

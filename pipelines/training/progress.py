@@ -13,6 +13,7 @@ import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines import live_metrics
 from pipelines.progress import progress
 from pipelines.training.position import keep_snapshot
 
@@ -118,6 +119,7 @@ def watched_board(description: str, *, total_steps: int) -> Iterator[Any]:
                     logger.info("%s", line)
                 if steps > shown:  # after a worker's death the count goes back; the bar waits
                     advance(steps - shown)
+                    live_metrics.count("segpipe_train_steps", steps - shown)
                     shown = steps
 
     thread = threading.Thread(target=watch, name="training-progress", daemon=True)

@@ -1,4 +1,4 @@
-"""`infra/`: what the schedules start is what the jobs understand, and pins agree."""
+"""Schedules of a night: what they start is what the jobs understand."""
 
 import re
 import shlex
@@ -12,11 +12,11 @@ import yaml
 from pipelines.maintain import MaintainConfig
 from pipelines.nightly.config import SegmentConfig
 
-INFRA = Path(__file__).resolve().parent.parent / "infra"
+INFRA = Path(__file__).resolve().parents[2] / "infra"
 
 
 def _nightly() -> dict[str, dict[str, Any]]:
-    documents = yaml.safe_load_all((INFRA / "nightly.yaml").read_text())
+    documents = yaml.safe_load_all((INFRA / "kuberay" / "nightly.yaml").read_text())
     return {document["kind"]: document for document in documents}
 
 
@@ -53,12 +53,6 @@ def test_the_nights_on_one_machine_are_commands_that_the_jobs_understand() -> No
     words = shlex.split(command("jobs/maintain.py"))
     maintain = tyro.cli(MaintainConfig, args=words[words.index("jobs/maintain.py") + 1 :])
     assert maintain.tables == variables["TABLES"] and maintain.apply
-
-
-def test_kubernetes_runs_the_ray_that_is_pinned() -> None:
-    pins = (INFRA.parent / "constraints.txt").read_text()
-    (pinned,) = re.findall(r"^ray==(\S+)$", pins, re.MULTILINE)
-    assert _ray_job()["spec"]["rayClusterSpec"]["rayVersion"] == pinned
 
 
 def test_what_the_cron_job_may_do_is_what_it_does() -> None:

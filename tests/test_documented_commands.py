@@ -1,0 +1,129 @@
+"""The commands that the documents show, read by the parsers of what they call; nothing is run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from infra import local_services
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "docs/nightly.md", "docs/cluster.md")
+PLACEHOLDER = re.compile(r"\.\.\.|<\w+>|--help")
+
+
+def _commands(document: str, first_word: str) -> list[str]:
+    """Lines of bash blocks that begin with a word, and what `ray job submit` is to run; jobs within the text too."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    blocks += [code.replace("\n", " ") for code in re.findall(r"`(python jobs/[^`]+)`", prose)]
+    lines = [
+        re.sub(r"(^|\s)#.*", "", line).strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()
+    ]
+    parts = [part.strip() for line in lines for part in re.split(r"&&|\s--\s+(?=python )", line)]
+    return [part for part in parts if part.startswith(first_word) and not PLACEHOLDER.search(part)]
+
+
+JOBS = [command for document in DOCUMENTS for command in _commands(document, "python jobs/")]
+RAY = [command for document in DOCUMENTS for command in _commands(document, "ray ")]
+LOCAL = [command for document in DOCUMENTS for command in _commands(document, "infra/local.sh ")]
+
+# Every job hands its parser to `cli.main`: here that only parses, and the answer is the type of what was read.
+PARSE = """
+import json, runpy, sys
+from pipelines import cli
+answers, read = [], None
+def parse_only(parse, stage):
+    global read
+    read = type(parse()).__name__
+cli.main = parse_only
+for words in json.loads(sys.argv[1]):
+    sys.argv, read = words, None
+    sys.path[0] = "jobs"
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        read = f"exit {end.code}"
+    answers.append(read)
+print("\\n" + json.dumps(answers))
+"""
+
+
+def _parsed(commands: list[str]) -> list[str]:
+    words = [shlex.split(command.replace("$PWD", "/data"))[1:] for command in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, json.dumps(words)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def test_every_documented_job_is_read_by_its_own_parser() -> None:
+    mistyped = f"{JOBS[0]} --no-such-flag 1"
+    answers = _parsed([*JOBS, mistyped])
+    wrong = [f"{command}: {answer}" for command, answer in zip(JOBS, answers, strict=False) if "Config" not in answer]
+    assert not wrong, "\n".join(wrong)
+    assert answers[-1] == "exit 2"
+
+
+def test_each_document_shows_jobs() -> None:
+    assert all(_commands(document, "python jobs/") for document in DOCUMENTS)
+    assert len(JOBS) >= 15 and len(RAY) >= 8 and len(LOCAL) >= 4
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(RAY))
+def test_ray_reads_the_command(command: str) -> None:
+    from ray.scripts.scripts import cli
+
+    words = shlex.split(command.replace("$PWD", "/data"))[1:]
+    found: Any = cli
+    while hasattr(found, "get_command"):
+        name = words.pop(0)
+        found = found.get_command(None, name)
+    assert found is not None, f"ray has no command {name!r}"
+    if name == "submit":  # what it runs is a job's command, cut off above
+        words += ["--", "python", "x.py"]
+        for flag in ("--working-dir", "--runtime-env"):
+            assert (ROOT / words[words.index(flag) + 1]).exists()
+    found.make_context(name, words)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(LOCAL))
+def test_the_local_servers_read_the_command(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)[1:]
+    assert words[0] in ("start", "stop", "status", "env")
+    assert local_services.parser().parse_args(words).command == words[0]
+
+
+def test_links_of_the_cluster_page_lead_somewhere() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_every_alert_has_a_line_in_the_cluster_page() -> None:
+    rules = yaml.safe_load((ROOT / "infra" / "dashboards" / "alerts.yaml").read_text())["groups"][0]["rules"]
+    rows = re.findall(r"^\| (\w+) \|", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE)
+    assert {rule["alert"] for rule in rules} <= set(rows)
+
+
+def test_permissions_and_variables_of_the_cluster_page_are_those_in_use() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    compose = (ROOT / "infra" / "compose.yaml").read_text()
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_REGION", "RAY_AUTH_MODE", "MLFLOW_SERVER_ALLOWED_HOSTS"):
+        assert name in text and name in compose
