@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,41 @@ def test_the_local_servers_read_the_command(command: str, tmp_path: Path) -> Non
     words = shlex.split(command)[1:]
     assert words[0] in ("start", "stop", "status", "env")
     assert local_services.parser().parse_args(words).command == words[0]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended
+        return b""
+
+
+@pytest.mark.slow
+def test_the_words_for_a_laptop_work_as_they_are_typed(tmp_path: Path) -> None:
+    """In a shell that knows nothing but a home, in a copy of the repository; nothing is left running."""
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    (block,) = [code for code in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "infra/local.sh start" in code]
+    activate = "source .venv/bin/activate\n"
+    assert block.startswith(activate)
+    checkout = tmp_path / "segpipe"
+    leave_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "demo", "data", "local", "tests")
+    shutil.copytree(ROOT, checkout, ignore=leave_out)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",  # what activating does
+        "PYTHON": sys.executable,
+    }
+    script = f"set -e\ntrap 'infra/local.sh stop' EXIT\n{block.removeprefix(activate)}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert "prepared 48" in done.stdout and "succeeded" in done.stdout
+    assert re.search(r"^ray +running", done.stdout, re.MULTILINE)
+    assert (checkout / "local" / "mlflow.db").exists() and list((checkout / "local" / "s3").iterdir())
+    mine = str(checkout).encode()
+    processes = [pid for pid in local_services.process_times() if mine in _command_line(pid)]
+    assert not processes
 
 
 def test_links_of_the_cluster_page_lead_somewhere() -> None:

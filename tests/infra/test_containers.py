@@ -67,7 +67,7 @@ def test_the_compose_file_obeys_its_specification() -> None:
     ("planted", "message"),
     [
         ("an unknown key", "services.mlflow: .*'heathcheck' was unexpected"),
-        ("a wrong value", "condition: 'healthy' is not one of|services.mlflow.depends_on: .*is not valid"),
+        ("a wrong value", "services.mlflow.depends_on.* is not valid|'healthy' is not one of"),
     ],
 )
 def test_a_mistake_in_the_compose_file_is_found(planted: str, message: str) -> None:
@@ -77,8 +77,7 @@ def test_a_mistake_in_the_compose_file_is_found(planted: str, message: str) -> N
         mlflow["heathcheck"] = mlflow.pop("healthcheck")
     else:
         mlflow["depends_on"] = {"s3": {"condition": "healthy"}}
-    (mistake,) = _mistakes(broken)
-    assert re.search(message, mistake)
+    assert re.search(message, "\n".join(_mistakes(broken)))
 
 
 # --- the image --------------------------------------------------------------------------------------------------------
