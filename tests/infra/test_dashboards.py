@@ -102,7 +102,7 @@ def exported(ray_session: None) -> Iterator[str]:
         live_metrics.count(name, 0, dict.fromkeys(labels, "infer"))  # Ray refuses a zero
     for name in live_metrics.GAUGES:
         live_metrics.show(name, 7)
-    task: Any = ray.remote(num_cpus=0)(int)
+    task: Any = ray.remote(num_cpus=0)(lambda: 0)
     ray.get(task.remote())
     port = ray.nodes()[0]["MetricsExportPort"]
     until, text = time.monotonic() + 60, ""
