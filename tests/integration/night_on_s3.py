@@ -23,7 +23,7 @@ from typing import Literal
 
 import tyro
 
-from pipelines import fault_points, storage
+from pipelines import fault_points, storage, tracking
 from pipelines.cluster import SUBMITTED_JOB
 from pipelines.exit_codes import DONE
 from pipelines.fault_points import STAGE_POINTS
@@ -34,6 +34,7 @@ from pipelines.shards import open_dataset, read_part
 from pipelines.tables import commits
 from pipelines.tables.reader import read_table
 from tests.pipelines.fault_proxy import FaultProxy, fault_proxy
+from tests.pipelines.mlflow_servers import mlflow_server
 from tests.pipelines.processes import descendants, kill
 from tests.pipelines.ray_nodes import RayNodes, ray_nodes
 from tests.pipelines.s3_servers import S3Server, moto_server, seaweedfs
@@ -42,11 +43,12 @@ from tests.pipelines.tiny_inputs import CLASS_NAMES, random_pairs
 ROOT = Path(__file__).resolve().parents[2]
 Victim = Literal["", "worker", "node", "driver"]
 JOB_SECONDS = 420.0
-POINTS = {**STAGE_POINTS, "segment": ("commits.staged", "commits.planned")}
-"""Where a worker, and where the driver, of a stage is killed."""
+POINTS = {**STAGE_POINTS, "segment": ("commits.staged", "commits.planned"), "train": ("train.step=6", "train.step=6")}
+"""Where a worker, and where the driver, of a stage is killed; of a training the driver dies while a worker waits."""
 IMAGE_PX = (64, 96)
+EPOCHS = 3
 MODEL = [
-    *("--epochs", "2", "--batch-size", "8", "--validate-every", "1", "--optim.warmup-steps", "1"),
+    *("--epochs", str(EPOCHS), "--batch-size", "8", "--validate-every", "1", "--optim.warmup-steps", "1"),
     *("--augment.crop-height", "64", "--augment.crop-width", "64", "--shuffle-buffer", "16"),
     *("--model.aspp-channels", "16", "--model.dupsample.num-components", "16"),
 ]
@@ -64,6 +66,8 @@ class NightOnS3Config:
     """Pairs to prepare; half as many are segmented."""
     server: Literal["seaweedfs", "moto"] = "seaweedfs"
     """S3 server."""
+    mlflow: Literal["server", "sqlite"] = "server"
+    """Where runs are tracked."""
     seed: int = 0
     """Of the faults."""
 
@@ -97,7 +101,8 @@ class Scene:
             if victim:
                 _wait(lambda: token.exists() and bool(token.read_text()), job, log)
                 stopped = int(token.read_text())
-                assert (stopped == job.pid) == (victim == "driver"), f"{point} is not where it was thought to be"
+                in_driver = victim == "driver" and stage != "train"
+                assert (stopped == job.pid) == in_driver, f"{point} is not where it was thought to be"
                 self._kill(victim, stopped, job)
             code = job.wait(timeout=JOB_SECONDS)
         if victim == "driver":
@@ -158,9 +163,10 @@ def main(config: NightOnS3Config) -> None:
         victims: tuple[Victim, ...] = ("", "worker", "node", "driver") if config.kills else ("",)
         _prepare(scene, victims)
         _fit_label_pca(scene, victims)
-        _train(scene)
+        _train(scene, victims)
         _evaluate(scene, victims)
         _segment(scene, victims, num_images=config.images // 2)
+        _check_runs(scene, victims)
         faults, total = scene.proxy.num_faults, scene.proxy.counts.total()
         print(f"S3: {total} requests, {faults} of them failed; {sum(scene.seconds.values()):.0f} s in jobs", flush=True)
 
@@ -172,11 +178,16 @@ def _scene(config: NightOnS3Config) -> Iterator[Scene]:
     servers = {"seaweedfs": seaweedfs, "moto": moto_server}
     before = dict(os.environ)
     try:
-        with servers[config.server]() as server, fault_proxy(server.endpoint, seed=config.seed) as proxy:
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(servers[config.server]())
+            proxy = stack.enter_context(fault_proxy(server.endpoint, seed=config.seed))
             _use(server, proxy)
             bucket = f"s3://{server.make_bucket()}"
-            with ray_nodes(3, num_cpus=3) as nodes:
-                yield Scene(bucket, f"sqlite:///{scratch / 'mlflow.db'}", nodes, proxy, scratch)
+            uri = f"sqlite:///{scratch / 'mlflow.db'}"
+            if config.mlflow == "server":
+                uri = stack.enter_context(mlflow_server(scratch / "mlflow")).uri
+            nodes = stack.enter_context(ray_nodes(3, num_cpus=3))
+            yield Scene(bucket, uri, nodes, proxy, scratch)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -214,7 +225,7 @@ def _prepare(scene: Scene, victims: tuple[Victim, ...]) -> None:
             "prepare",
             f"data{victim}",
             *("folder", *source),
-            *("--output", output, "--images-per-part", "4", "--workers", "2"),
+            *("--output", output, "--images-per-part", "4", "--workers", "2", "--tracking-uri", scene.tracking_uri),
             victim=victim,
         )
         assert _digests(output) == _digests(f"{scene.bucket}/data"), f"{victim} killed: other bytes"
@@ -235,20 +246,45 @@ def _fit_label_pca(scene: Scene, victims: tuple[Victim, ...]) -> None:
             "fit_label_pca",
             f"pca{victim}",
             *("--data", f"{scene.bucket}/data", "--output", output),
-            *("--block-side", "32", "--num-components", "16", "--workers", "2"),
+            *("--block-side", "32", "--num-components", "16", "--workers", "2", "--tracking-uri", scene.tracking_uri),
             victim=victim,
         )
         assert _digests(output) == _digests(f"{scene.bucket}/pca"), f"{victim} killed: other bytes"
 
 
-def _train(scene: Scene) -> None:
-    scene.run(
-        "train",
-        "street",
-        *("scenes.dupsampling_mobilenetv3", *MODEL, "--data", f"{scene.bucket}/data"),
-        *("--label-pca", f"{scene.bucket}/pca", "--output", f"{scene.bucket}/runs", "--name", "street"),
-        *("--workers", "2", "--tracking-uri", scene.tracking_uri, "--register", "street"),
+def _train(scene: Scene, victims: tuple[Victim, ...]) -> None:
+    losses = []
+    for victim in victims:
+        name = f"street{victim}"
+        scene.run(
+            "train",
+            name,
+            *("scenes.dupsampling_mobilenetv3", *MODEL, "--data", f"{scene.bucket}/data"),
+            *("--label-pca", f"{scene.bucket}/pca", "--output", f"{scene.bucket}/runs", "--name", name),
+            *("--workers", "2", "--checkpoint-steps", "2", "--tracking-uri", scene.tracking_uri),
+            *("--register", name),
+            victim=victim,
+        )
+        result = storage.read_json(f"{scene.bucket}/runs/{name}/result.json")
+        history = tracking.attach(scene.tracking_uri, result["run_id"]).history("train/loss")
+        assert [step for step, _ in history] == list(range(EPOCHS)), history
+        losses.append(history[-1][1])
+    assert all(abs(loss - losses[0]) <= 1e-3 * losses[0] for loss in losses), losses
+
+
+def _check_runs(scene: Scene, victims: tuple[Victim, ...]) -> None:
+    """One run for each piece of work, whatever died in it, and all of them finished."""
+    tracking.connect(scene.tracking_uri)
+    runs = tracking.find_runs(experiment="segpipe", job=None)
+    assert {run.status for run in runs} == {"FINISHED"}, [(run.name, run.status) for run in runs]
+    works = Counter(run.tags["segpipe.job"] for run in runs)
+    once = len(victims)
+    assert works == {"prepare": once, "fit_label_pca": once, "train": once, "evaluate": once, "segment": 3 * once}, (
+        works
     )
+    digest = open_dataset(f"{scene.bucket}/data").digest
+    for job in ("prepare", "fit_label_pca", "train", "evaluate"):
+        assert len(tracking.find_runs_by_tag(tracking.DATASET_DIGEST_TAG, digest, job=job)) == once, job
 
 
 def _evaluate(scene: Scene, victims: tuple[Victim, ...]) -> None:
