@@ -35,6 +35,8 @@ STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_R
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for the driver of a submitted job."""
 
+LARGE_UPLOAD_BYTES = 100 * 10**6
+
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -71,6 +73,8 @@ def ray_cluster(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # only now: its import sets DEBUG and opens a console
 
+    if SUBMITTED_JOB in os.environ:
+        warn_of_large_upload(Path.cwd())
     started = not ray.is_initialized()
     in_main_thread = threading.current_thread() is threading.main_thread()  # signals are its business, here as in Ray
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -93,6 +97,25 @@ def ray_cluster(
                     signal.signal(number, handler)
         if started:
             ray.shutdown()
+
+
+def warn_of_large_upload(folder: Path) -> None:
+    """Say so where a submitted job took along more than `LARGE_UPLOAD_BYTES`, and which line keeps it at home."""
+    sizes = {
+        entry.name: sum(file.stat().st_size for file in (entry, *entry.rglob("*")) if file.is_file())
+        for entry in folder.iterdir()
+    }
+    total = sum(sizes.values())
+    if total > LARGE_UPLOAD_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        logger.warning(
+            "this job took along %.0f MB, %.0f of them in %s; Ray refuses 512 MiB, and every node fetches what there is: "
+            "add the line '- /%s' to `excludes` in runtime_env.yaml",
+            total / 1e6,
+            sizes[largest] / 1e6,
+            largest,
+            largest,
+        )
 
 
 def actor_cluster(*, workers: int, threads: int, use_gpu: bool = False) -> AbstractContextManager[None]:

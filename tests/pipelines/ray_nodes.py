@@ -4,6 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.pipelines.processes import command_of, descendants, kill
@@ -41,6 +42,12 @@ class RayNodes:
         self._nodes: list[Any] = []
         for _ in range(num_nodes):
             self.add_node()
+
+    @property
+    def logs(self) -> Path:
+        """Where all nodes write theirs."""
+        head: Any = self._cluster.head_node
+        return Path(head.get_logs_dir_path())
 
     def add_node(self) -> None:
         """One more."""

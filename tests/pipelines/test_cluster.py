@@ -43,6 +43,20 @@ def test_machines_that_the_cluster_may_start_count(
         raise AssertionError("not reached")
 
 
+def test_a_submitted_job_says_what_should_have_stayed_at_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster, "LARGE_UPLOAD_BYTES", 5000)
+    (tmp_path / "photos" / "2026").mkdir(parents=True)
+    (tmp_path / "photos" / "2026" / "a.jpg").write_bytes(bytes(4500))
+    (tmp_path / "code.py").write_bytes(bytes(400))
+    cluster.warn_of_large_upload(tmp_path)
+    assert not caplog.records
+    (tmp_path / "code.py").write_bytes(bytes(600))
+    cluster.warn_of_large_upload(tmp_path)
+    assert "add the line '- /photos' to `excludes` in runtime_env.yaml" in caplog.text
+
+
 WAITING_JOB = """
 import signal, time
 from pipelines import cli
