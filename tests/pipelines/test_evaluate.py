@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mlflow import MlflowClient
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -179,12 +180,17 @@ def test_run_in_mlflow_has_scores_origins_and_its_training_run(folder: Path, eva
     assert run.metrics["eval/images_per_second"] > 0
     assert runs[run.tags["segpipe.train_run_id"]].name == "street"
     assert run.tags[tracking.DATASET_DIGEST_TAG] == open_dataset(str(folder / "data")).digest
+    assert run.tags[tracking.MEMBERS_TAG] == f",{run.tags[tracking.MODEL_DIGEST_TAG]},"
+    (dataset,) = MlflowClient().get_run(evaluated.run_id).inputs.dataset_inputs
+    assert dataset.dataset.name == "data/val" and dataset.tags[0].value == "evaluation"
 
 
 def test_finished_evaluation_is_returned_and_another_is_not_overwritten(
     folder: Path, evaluated: EvaluateResult
 ) -> None:
+    MlflowClient().update_run(evaluated.run_id, status="RUNNING")  # as by a driver that died after its last file
     assert evaluate(config(folder)) == evaluated
+    assert MlflowClient().get_run(evaluated.run_id).info.status == "FINISHED"
     other = write_model(folder / "other", seed=5)
     with pytest.raises(ValueError, match=r"holds the evaluation of another model_digest .*--overwrite"):
         evaluate(config(folder, model=other))
@@ -277,7 +283,13 @@ def test_corrupt_shard_is_named_and_the_run_fails(tmp_path: Path, folder: Path, 
     shard.write_bytes(shard.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"part-00001\.parquet is corrupt or was changed"):
         evaluate(config(folder, data=data, output=str(tmp_path / "out")))
-    assert tracking.find_runs(experiment="evaluations", job="evaluate")[0].status == "FAILED"
+    failed = tracking.find_runs(experiment="evaluations", job="evaluate")[0]
+    assert failed.status == "FAILED"
+    write_dataset(tmp_path / "data", PAIRS[:2], images_per_part=1)  # mended
+    again = evaluate(config(folder, data=data, output=str(tmp_path / "out"), batch_size=2))
+    (run, *_) = tracking.find_runs(experiment="evaluations", job="evaluate")
+    assert run.run_id == again.run_id == failed.run_id, "the same evaluation, with another batch size"
+    assert (run.status, run.tags[tracking.STARTS_TAG]) == ("FINISHED", "2")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 7])

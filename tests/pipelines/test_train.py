@@ -105,6 +105,10 @@ def test_mlflow_holds_what_a_run_was_and_cost(base: TrainConfig, finished: Train
     assert run.data.tags["segpipe.job"] == "train"
     assert run.data.tags["segpipe.model_folder"] == finished.model_folder
     assert run.data.tags["segpipe.dataset_digest"] == load_model(finished.model_folder).card.dataset_digest
+    assert run.data.tags["segpipe.model_digest"] == finished.model_digest
+    assert run.data.tags["segpipe.model_version"] == finished.model_uri
+    inputs = {each.dataset.name.rpartition("/")[2]: each.tags[0].value for each in run.inputs.dataset_inputs}
+    assert inputs == {"train": "training", "val": "validation"}
     names = {file.path for file in MlflowClient().list_artifacts(finished.run_id)}
     assert {"recipe.json", "pictures", "model"} <= names
     pictures = MlflowClient().list_artifacts(finished.run_id, "pictures")
@@ -235,7 +239,11 @@ def test_a_killed_driver_starts_again_where_it_was(
     assert again.returncode == 0, again.stderr
     assert "continuing after epoch" in again.stderr
     result = TrainResult(**storage.read_json(str(tmp_path / "killed" / "result.json")))
-    assert result.run_id == run_id and MlflowClient().get_run(run_id).info.status == "FINISHED"
+    run = MlflowClient().get_run(run_id)
+    assert result.run_id == run_id and run.info.status == "FINISHED"
+    assert "ended without a word" in run.data.tags[tracking.LOST_TAG] and run.data.tags[tracking.STARTS_TAG] == "2"
+    folder = str(tmp_path / "killed")
+    assert [each.run_id for each in tracking.find_runs_by_tag(tracking.RECORDED_TAG, folder, job="train")] == [run_id]
     assert [step for step, _ in history(run_id, "train/loss")] == list(range(EPOCHS))
     assert history(run_id, "val/mean_iou") == history(finished.run_id, "val/mean_iou")
     assert (result.model_digest, result.best_epoch) == (finished.model_digest, finished.best_epoch)
@@ -384,10 +392,20 @@ def test_too_many_workers_for_the_cluster_fail_at_once_and_leave_the_name_usable
     base: TrainConfig, ray_session: None
 ) -> None:
     config = dataclasses.replace(changed_recipe(base, batch_size=12), workers=6, register=None)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pipelines.train.claim", interrupt)
+        train(dataclasses.replace(config, workers=12))  # it has a run in MLflow, and no record of it yet
+    (killed,) = (run for run in tracking.find_runs(experiment="tests", job="train") if run.name == "new")
+    assert killed.status == "KILLED" and not storage.exists(f"{config.output}/new/run.json")
     with pytest.raises(ValueError, match=r"6 logical CPUs and 6 train worker\(s\) and 1 reader need 7"):
         train(config)
     run_id = storage.read_json(f"{config.output}/new/run.json")["mlflow_run_id"]
     assert MlflowClient().get_run(run_id).info.status == "FAILED"
+    assert run_id == killed.run_id, "one run for one training, though nothing but its key led to it"
+
+
+def interrupt(*ignored: object, run_id: str) -> None:
+    raise KeyboardInterrupt
 
 
 def test_gpus_that_are_not_there_fail_at_once(base: TrainConfig, ray_session: None) -> None:
