@@ -394,7 +394,7 @@ def test_too_many_workers_for_the_cluster_fail_at_once_and_leave_the_name_usable
     config = dataclasses.replace(changed_recipe(base, batch_size=12), workers=6, register=None)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pipelines.train.claim", interrupt)
-        train(dataclasses.replace(config, workers=12))  # it has a run in MLflow, and no record of it yet
+        train(dataclasses.replace(config, workers=4))  # it has a run in MLflow, and no record of it yet
     (killed,) = (run for run in tracking.find_runs(experiment="tests", job="train") if run.name == "new")
     assert killed.status == "KILLED" and not storage.exists(f"{config.output}/new/run.json")
     with pytest.raises(ValueError, match=r"6 logical CPUs and 6 train worker\(s\) and 1 reader need 7"):
