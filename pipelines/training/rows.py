@@ -17,7 +17,7 @@ from ray.data import FileShuffleConfig, TaskPoolStrategy
 
 from pipelines import storage
 from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part
-from pipelines.training.position import ROW, latest_checkpoint, read_position, seen_images
+from pipelines.training.position import ROW, latest_checkpoint, pack, read_position, seen_images, unpack
 from segcore import Task
 
 RowsKind = Literal["whole", "rest", "divided_anew"]
@@ -73,12 +73,13 @@ def shard_rows(
         shuffle=EpochShuffle(seed=seed, first_epoch=first_epoch),
         **read_settings,
     )
-    parse = partial(_parse_shard, parts=parts, starts=starts, task=dataset.task, seen=seen)
+    packed = None if seen is None else pack(seen)
+    parse = partial(_parse_shard, parts=parts, starts=starts, task=dataset.task, seen=packed)
     return files.map_batches(parse, batch_size=1, batch_format="pyarrow", **parse_settings)
 
 
 def _parse_shard(
-    files: pa.Table, *, parts: dict[str, Part], starts: dict[str, int], task: Task, seen: NDArray[np.bool_] | None
+    files: pa.Table, *, parts: dict[str, Part], starts: dict[str, int], task: Task, seen: NDArray[np.uint8] | None
 ) -> pa.Table:
     """Verify and open one shard that was read whole; what is wrong with it travels in `error`, on each of its rows.
 
@@ -96,7 +97,9 @@ def _parse_shard(
         problem = pa.nulls(rows.num_rows, pa.string())
     numbers = np.arange(starts[path], starts[path] + part.num_rows)
     rows = rows.append_column(ROW, pa.array(numbers, pa.int64())).append_column("error", problem)
-    return rows if seen is None else rows.filter(pa.array(~seen[numbers]))
+    if seen is None:
+        return rows
+    return rows.filter(pa.array(~unpack(seen, num_images=starts[path] + part.num_rows)[numbers]))
 
 
 def rows_to_train_on(

@@ -22,8 +22,8 @@ from pipelines.fault_points import fault_point
 from pipelines.training.progress import STOP
 from pipelines.training.state import Files
 
-ASK_SECONDS = 0.5
-"""Between two questions: what a notice may wait, and the cost of a question (milliseconds) is small beside it."""
+ASK_SECONDS = 1.0
+"""Between two questions: a notice may wait that long, and the cost of a question (milliseconds) is small beside it."""
 WRITE_ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 """After the first failure to write; doubled after each. The storage below has retried the request by then."""

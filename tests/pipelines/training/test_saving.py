@@ -51,9 +51,9 @@ def test_a_stop_is_answered_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "steps", "expected"), [(0.1, 10, 20), (1.0, 10, 5), (100.0, 1, 1), (0.5, 1, 1), (0.0, 4, 8)]
+    ("seconds", "steps", "expected"), [(0.1, 10, 20), (1.0, 10, 10), (100.0, 1, 1), (0.5, 1, 2), (0.0, 4, 8)]
 )
-def test_questions_come_about_twice_a_second(seconds: float, steps: int, expected: int) -> None:
+def test_questions_come_about_once_a_second(seconds: float, steps: int, expected: int) -> None:
     assert Saver._steps_to_next_question(seconds, steps) == expected
 
 
