@@ -112,6 +112,8 @@ def watched_board(description: str, *, total_steps: int) -> Iterator[Any]:
                 last_round = ended.wait(POLL_SECONDS)
                 try:
                     steps, lines = ray.get(board.take.remote(), timeout=10)
+                except ray.exceptions.GetTimeoutError:  # a busy machine: nothing is lost, the lines come later
+                    continue
                 except Exception:  # the cluster is going down, and fit() says why
                     logger.debug("the progress board does not answer", exc_info=True)
                     return
