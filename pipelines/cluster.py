@@ -109,7 +109,7 @@ def warn_of_large_upload(folder: Path) -> None:
     if total > LARGE_UPLOAD_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])
         logger.warning(
-            "this job took along %.0f MB, %.0f of them in %s; Ray refuses 512 MiB, and every node fetches what there is: "
+            "this job took along %.0f MB, %.0f of them in %s; Ray refuses 512 MiB, and every node fetches them: "
             "add the line '- /%s' to `excludes` in runtime_env.yaml",
             total / 1e6,
             sizes[largest] / 1e6,

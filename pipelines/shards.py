@@ -9,8 +9,9 @@ its version stands in the footer of each part.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,9 @@ class Split:
 class PreparedDataset:
     """A complete prepared dataset, as its manifest tells it.
 
+    To other processes it travels as its address and digest: the manifest of a large one has megabytes, which would go
+    with every task. Who gets it reads the manifest, once per process.
+
     Attributes:
         uri: its folder.
         digest: SHA-256 of `manifest.json`, which holds the SHA-256 of every part: it names the data exactly.
@@ -115,6 +119,9 @@ class PreparedDataset:
     channel_std: tuple[float, float, float]
     splits: dict[str, Split]
     task: Task = "segmentation"
+
+    def __reduce__(self) -> tuple[Callable[[str, str, Task], "PreparedDataset"], tuple[str, str, Task]]:
+        return reopen_dataset, (self.uri, self.digest, self.task)
 
     @property
     def num_classes(self) -> int:
@@ -172,6 +179,22 @@ def open_dataset(uri: str, *, task: Task = "segmentation") -> PreparedDataset:
         splits={split["name"]: _parse_split(split) for split in manifest["splits"]},
         task=found,
     )
+
+
+@lru_cache(maxsize=4)
+def reopen_dataset(uri: str, digest: str, task: Task) -> PreparedDataset:
+    """The dataset that another process opened, as it was then.
+
+    Raises:
+        ValueError: it is another one by now, or gone.
+    """
+    dataset = open_dataset(uri, task=task)
+    if dataset.digest != digest:
+        raise ValueError(
+            f"the dataset {uri!r} was replaced while a job was reading it: its digest is {dataset.digest}, expected "
+            f"{digest}; start the job again"
+        )
+    return dataset
 
 
 def read_part(dataset: PreparedDataset, part: Part, *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -165,7 +165,8 @@ def run_shares(
     import ray
 
     task = ray.remote(num_cpus=1, num_returns="streaming", max_retries=TASK_RETRIES, memory=memory_bytes)(function)
-    streams: dict[Any, int] = {task.remote(share, *arguments): index for index, share in enumerate(shares)}
+    # A share may have many parts, each of 150 bytes: they are put into the object store, not into the task.
+    streams: dict[Any, int] = {task.remote(ray.put(share), *arguments): index for index, share in enumerate(shares)}
     parts_left = [len(share) for share in shares]
     results: list[list[Any]] = [[] for _ in shares]
     while streams:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
-import pyarrow.fs
 import ray.data
 from ray.train import (
     CheckpointConfig,
@@ -83,7 +82,7 @@ def run_group(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: b
 
 
 def _trainer(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> TorchTrainer:
-    fs, path = storage.filesystem(job.run_folder)
+    filesystem, path = storage.arrow_filesystem(job.run_folder)
     folder, _, name = path.rstrip("/").rpartition("/")
     elastic = workers[0] < workers[1]
     environment = worker_environment(use_gpu=use_gpu)
@@ -111,7 +110,7 @@ def _trainer(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bo
         run_config=RunConfig(  # type: ignore[call-arg]  # ray.train's type stubs are of its first version
             name=name,
             storage_path=folder,
-            storage_filesystem=None if storage.is_local(fs) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_WORKER_DEATHS),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=job.recipe.keep_checkpoints, checkpoint_score_attribute=SELECTION_METRIC

@@ -5,18 +5,17 @@ each of them five seconds at every start.
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs
 import ray.data
 from numpy.typing import NDArray
 from ray.data import FileShuffleConfig, TaskPoolStrategy
 
 from pipelines import storage
-from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part
+from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part, reopen_dataset
 from pipelines.training.position import ROW, latest_checkpoint, pack, read_position, seen_images, unpack
 from segcore import Task
 
@@ -55,11 +54,8 @@ def shard_rows(
         without_cpus: read in tasks that hold no logical CPU: an elastic group of workers may hold them all.
     """
     uris = dataset.part_uris(split)
-    fs, _ = storage.filesystem(uris[0])
     paths = [storage.filesystem(uri)[1] for uri in uris]
-    parts = dict(zip(paths, dataset.splits[split].parts, strict=True))
-    starts = dict(zip(paths, np.cumsum([0] + [part.num_rows for part in parts.values()]).tolist(), strict=False))
-    arrow_fs = None if storage.is_local(fs) else pa.fs.PyFileSystem(pa.fs.FSSpecHandler(fs))
+    arrow_fs, _ = storage.arrow_filesystem(uris[0])
     read_settings: dict[str, Any] = {}
     parse_settings: dict[str, Any] = {}
     if without_cpus:
@@ -74,19 +70,29 @@ def shard_rows(
         **read_settings,
     )
     packed = None if seen is None else pack(seen)
-    parse = partial(_parse_shard, parts=parts, starts=starts, task=dataset.task, seen=packed)
+    parse = partial(_parse_shard, dataset=dataset, split=split, seen=packed)
     return files.map_batches(parse, batch_size=1, batch_format="pyarrow", **parse_settings)
 
 
-def _parse_shard(
-    files: pa.Table, *, parts: dict[str, Part], starts: dict[str, int], task: Task, seen: NDArray[np.uint8] | None
-) -> pa.Table:
+@lru_cache(maxsize=4)
+def _places(uri: str, digest: str, task: Task, split: str) -> dict[str, tuple[Part, int]]:
+    """Each part by its path, and how many images lie before it; once per process."""
+    dataset = reopen_dataset(uri, digest, task)
+    found, start = {}, 0
+    for part_uri, part in zip(dataset.part_uris(split), dataset.splits[split].parts, strict=True):
+        found[storage.filesystem(part_uri)[1]] = (part, start)
+        start += part.num_rows
+    return found
+
+
+def _parse_shard(files: pa.Table, *, dataset: PreparedDataset, split: str, seen: NDArray[np.uint8] | None) -> pa.Table:
     """Verify and open one shard that was read whole; what is wrong with it travels in `error`, on each of its rows.
 
     An exception here would reach the worker as Ray's own, without its type.
     """
     path = files["path"][0].as_py()
-    part = parts[path]
+    task = dataset.task
+    part, start = _places(dataset.uri, dataset.digest, task, split)[path]
     columns = TRAINING_COLUMNS[task]
     try:
         rows = parse_part(files["bytes"][0].as_py(), name=path, sha256=part.sha256, columns=columns)
@@ -95,11 +101,11 @@ def _parse_shard(
         rows, problem = pa.table(broken), pa.repeat(str(error), part.num_rows)
     else:
         problem = pa.nulls(rows.num_rows, pa.string())
-    numbers = np.arange(starts[path], starts[path] + part.num_rows)
+    numbers = np.arange(start, start + part.num_rows)
     rows = rows.append_column(ROW, pa.array(numbers, pa.int64())).append_column("error", problem)
     if seen is None:
         return rows
-    return rows.filter(pa.array(~unpack(seen, num_images=starts[path] + part.num_rows)[numbers]))
+    return rows.filter(pa.array(~unpack(seen, num_images=start + part.num_rows)[numbers]))
 
 
 def rows_to_train_on(

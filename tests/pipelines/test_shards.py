@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from pipelines.shards import (
     parse_part,
     part_path,
     read_part,
+    reopen_dataset,
     spread_rows,
 )
 
@@ -183,3 +185,15 @@ def test_spread_rows_are_the_same_at_even_distances_over_all_parts(tmp_path: Pat
     assert len(list(spread_rows(dataset, "val", count=100, columns=("height",)))) == 9
     with pytest.raises(ValueError, match="no split 'test'"):
         list(spread_rows(dataset, "test", count=1, columns=("height",)))
+
+
+def test_a_dataset_travels_as_its_address_and_digest(tmp_path: Path) -> None:
+    """Its parts would go with every task otherwise: megabytes where there are tens of thousands."""
+    dataset = open_dataset(write_dataset(tmp_path, {"train": [1] * 50}))
+    packed = pickle.dumps(dataset)
+    assert pickle.loads(packed) == dataset
+    assert len(packed) < 500 and b"part-00001" not in packed
+    write_dataset(tmp_path, {"train": [1] * 49})
+    reopen_dataset.cache_clear()
+    with pytest.raises(ValueError, match="was replaced while a job was reading it"):
+        pickle.loads(packed)

@@ -99,10 +99,11 @@ def test_a_broken_shard_is_told_by_the_rows_of_a_classification_dataset_too(
     from pipelines.training.rows import _parse_shard
 
     part = dataset.splits["train"].parts[0]
-    files = pa.table({"path": ["p"], "bytes": [b"not parquet"]})
-    rows = _parse_shard(files, parts={"p": part}, starts={"p": 0}, seen=None, task="classification")
+    path = str(Path(dataset.uri, part.path))
+    files = pa.table({"path": [path], "bytes": [b"not parquet"]})
+    rows = _parse_shard(files, dataset=dataset, split="train", seen=None)
     assert rows.num_rows == part.num_rows and "is corrupt or was changed" in rows["error"][0].as_py()
-    whole = pa.table({"path": ["p"], "bytes": [Path(dataset.uri, part.path).read_bytes()]})
-    good = _parse_shard(whole, parts={"p": part}, starts={"p": 0}, seen=None, task="classification")
+    whole = pa.table({"path": [path], "bytes": [Path(path).read_bytes()]})
+    good = _parse_shard(whole, dataset=dataset, split="train", seen=None)
     assert good.column_names == rows.column_names == ["image_id", "image", "class_index", "row", "error"]
     assert good.schema.types == rows.schema.types
