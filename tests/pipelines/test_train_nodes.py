@@ -150,10 +150,10 @@ def test_an_elastic_group_shrinks_with_its_cluster_and_keeps_its_steps(
 
 
 def test_a_node_that_is_taken_away_with_notice_costs_nothing(settings: dict[str, object], tmp_path: Path) -> None:
-    settings |= {"workers": 2, "cpus_per_node": [3, 3], "victim": {"how": "drain"}, "epochs": 20}
+    settings |= {"workers": 2, "cpus_per_node": [3, 3], "victim": {"how": "drain"}, "epochs": 12}
     settings |= {"checkpoint_steps": 0, "checkpoint_minutes": 0.0}
     with TrainJob(settings, tmp_path / "log", program=PROGRAM) as job:
         job.finish()
     said = (tmp_path / "log").read_text()
     assert "steps: a node is being taken away" in said and "continuing" in said, said
-    assert [step for step, _ in steps_logged(tmp_path)] == list(range(20))
+    assert [step for step, _ in steps_logged(tmp_path)] == list(range(12))
