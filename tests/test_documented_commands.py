@@ -138,7 +138,7 @@ def test_the_words_for_a_laptop_work_as_they_are_typed(tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=checkout, env=environment, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    assert "prepared 48" in done.stdout and "succeeded" in done.stdout
+    assert "prepared: s3://lake/scenes (train 40, val 8 images" in done.stdout and "succeeded" in done.stdout
     assert re.search(r"^ray +running", done.stdout, re.MULTILINE)
     assert (checkout / "local" / "mlflow.db").exists() and list((checkout / "local" / "s3").iterdir())
     mine = str(checkout).encode()

@@ -66,6 +66,13 @@ def test_images_carry_the_ray_that_was_tested() -> None:
     assert {image.split("-")[0] for image in images} == {pinned[1]}
 
 
+def test_containers_know_the_region_and_ask_for_the_token() -> None:
+    config = load("ray_cluster.yaml")
+    environment = dict(re.findall(r"--env (\w+)=(\S+)", "\n".join(config["docker"]["run_options"])))
+    assert environment["AWS_REGION"] == config["provider"]["region"]
+    assert environment["RAY_AUTH_MODE"] == "token"
+
+
 def test_mounted_files_exist_and_hold_no_data() -> None:
     for target, source in load("ray_cluster.yaml")["file_mounts"].items():
         if source.startswith("./"):
