@@ -134,6 +134,8 @@ def test_the_operator_takes_the_cluster(place: str) -> None:
     pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned and spec["rayVersion"] == pinned[1]
     assert spec["authOptions"] == {"mode": "token"}
+    # With any port named, the head's service has no other: workers would not find the head.
+    assert "ports" not in spec["headGroupSpec"]["template"]["spec"]["containers"][0]
     for group in spec["workerGroupSpecs"]:
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     if spec.get("enableInTreeAutoscaling"):
