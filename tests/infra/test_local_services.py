@@ -224,12 +224,11 @@ def _run(*words: str, environment: dict[str, str], cwd: Path) -> str:
 
 @pytest.mark.slow
 def test_the_three_services_are_used_and_end(folder: Path, tmp_path: Path) -> None:
-    before = set(Path("/tmp").iterdir())
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_", "MLFLOW_"))}
     plain["PYTHON"] = sys.executable
     words = (str(SCRIPT), "--folder", str(folder))
     _run(*words, "start", "--num-cpus", "4", environment=plain, cwd=tmp_path)
-    state = local_services.read_state(folder)
+    state, sockets = local_services.read_state(folder), local_services.socket_folder(folder)
     try:
         assert "already running" in _run(*words, "start", environment=plain, cwd=tmp_path)
         exported = _run(
@@ -270,5 +269,6 @@ def test_the_three_services_are_used_and_end(folder: Path, tmp_path: Path) -> No
         if str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and pid != os.getpid()
     ]
     assert not mentioned
-    left = {path for path in set(Path("/tmp").iterdir()) - before if path.name.startswith(("segpipe-", "seaweedfs-"))}
-    assert not left
+    assert not sockets.exists()
+    ports = {str(port) for port in state["ports"].values()}
+    assert not [path for path in Path("/tmp").glob("seaweedfs-*.sock") if path.stem.rpartition("-")[2] in ports]
