@@ -197,10 +197,12 @@ def worker_environment(*, use_gpu: bool) -> dict[str, Any]:
 
 
 def _on_demand(kind: str) -> int:
-    """CPUs or GPUs of all machines that a cluster made by `ray up` may start; 0 elsewhere."""
+    """CPUs or GPUs of all machines that the autoscaler of `ray up`, or of KubeRay, may start; 0 where there is none."""
     file = CLUSTER_FILE.expanduser()
     if not file.exists():
-        return 0
+        from ray._private.state import state  # Ray has no public way to ask
+
+        return int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
     types = yaml.safe_load(file.read_text())["available_node_types"].values()
     return sum(int(each.get("max_workers", 0) * each.get("resources", {}).get(kind, 0)) for each in types)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private.state import state
 
 from pipelines import cluster
 from pipelines.cluster import cluster_size, ray_cluster
@@ -41,6 +42,16 @@ def test_machines_that_the_cluster_may_start_count(
         ray_cluster(num_cpus_needed=5, num_gpus_needed=99, why="99 train workers"),
     ):
         raise AssertionError("not reached")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_machines_that_kuberays_autoscaler_may_start_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cluster, "CLUSTER_FILE", tmp_path / "absent.yaml")
+    running = int(ray.cluster_resources()["CPU"])
+    assert cluster_size() == running  # no autoscaler here, and Ray is asked
+    limits = {"CPU": 64, "GPU": 8}
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: limits)
+    assert cluster_size() == 64 and cluster_size("GPU") == 8
 
 
 def test_a_submitted_job_says_what_should_have_stayed_at_home(
