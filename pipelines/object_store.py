@@ -9,6 +9,7 @@ s3fs, which takes about forty seconds where nothing answers. Then it is a `Store
 tried again may have been done by the attempt whose answer was lost; `ObjectStore.put_new` knows its own.
 """
 
+import asyncio
 import errno
 import logging
 import os
@@ -32,6 +33,8 @@ ANSWER_SECONDS = 60.0
 """Without a byte; then it is tried again."""
 CONNECTIONS = 64
 OBJECTS_PER_PAGE = 1000  # the most that S3 gives
+PATIENCE_SECONDS = 10.0
+"""After which a request that is not done, or is tried again and again, is told; one in `WARN_SECONDS`."""
 WARN_SECONDS = 30.0
 
 _WRITER = "segpipe-writer"
@@ -52,10 +55,14 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]  # s3fs ships no types
     use_listings_cache = False
 
     async def _call_s3(self, method: str, *arguments: Any, **named: Any) -> Any:
+        bucket, key = named.get("Bucket", ""), named.get("Key", "")
+        timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, _warn, f"{method} of s3://{bucket}/{key}")
         try:
             return await super()._call_s3(method, *arguments, **named)
         except (OSError, BotoCoreError, HTTPError) as error:
-            raise _explained(error, bucket=named.get("Bucket", ""), key=named.get("Key", "")) from _cause(error)
+            raise _explained(error, bucket=bucket, key=key) from _cause(error)
+        finally:
+            timer.cancel()
 
     call_s3 = sync_wrapper(_call_s3)
 
@@ -176,17 +183,19 @@ def object_store() -> ObjectStore:
     )
 
 
-_last_warning = 0.0
+_last_warning = -WARN_SECONDS
 
 
 def _passes_by_itself(error: Exception) -> bool:
     """Whether s3fs shall begin a new round, of an error that it does not know itself."""
+    return isinstance(error, _UNANSWERED) or (isinstance(error, ClientError) and _is_transient(error))
+
+
+def _warn(request: str) -> None:
     global _last_warning
-    again = isinstance(error, _UNANSWERED) or (isinstance(error, ClientError) and _is_transient(error))
-    if again and time.monotonic() - _last_warning > WARN_SECONDS:
+    if time.monotonic() - _last_warning > WARN_SECONDS:
         _last_warning = time.monotonic()
-        logger.warning("the object store does not answer as it should, trying again: %s", error)
-    return again
+        logger.warning("%s is not done after %.0f s; waiting, and trying again", request, PATIENCE_SECONDS)
 
 
 def _is_transient(error: ClientError) -> bool:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import fsspec
-import pyarrow.fs
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 if TYPE_CHECKING:
+    import pyarrow.fs
+
     from pipelines.object_store import ObjectStore
 
 UNFINISHED_SUFFIX = ".part"
@@ -46,8 +47,10 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     return fs, str(path)
 
 
-def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+def arrow_filesystem(uri: str) -> "tuple[pyarrow.fs.FileSystem, str]":
     """The same for pyarrow and for Ray's readers and writers, with the retries and errors of `filesystem`."""
+    import pyarrow.fs  # models are served without it
+
     fs, path = filesystem(uri)
     return pyarrow.fs.LocalFileSystem() if is_local(fs) else pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
 

@@ -1,5 +1,6 @@
 """The questions to the tables that README.md and docs/nightly.md show, asked as they stand there."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import duckdb
 import numpy as np
 import pytest
 
+from pipelines import lineage, tracking
 from pipelines.tables.reader import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +50,19 @@ def test_the_documented_area_per_class_is_that_of_the_predictions() -> None:
 
 
 def test_the_documented_lines_of_pandas_give_a_mask() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nightly.md").read_text(), re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nightly.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(block.replace('"TABLES/', f'"{TABLES}/'), names)
     predictions = names["predictions"].set_index("work_id")
     found = np.bincount(names["mask"].ravel(), minlength=4)
     np.testing.assert_array_equal(found, predictions.loc[names["first"]["work_id"], "class_pixels"])
+
+
+def test_the_documented_lines_of_lineage_name_what_is_there() -> None:
+    """What they give is tested in tests/pipelines/test_lineage.py."""
+    _, block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "nightly.md").read_text(), re.DOTALL)
+    compile(block, "docs/nightly.md", "exec")
+    modules = {"lineage": lineage, "tracking": tracking}
+    named = re.findall(r"\b(lineage|tracking)\.(\w+)\(", block)
+    assert len(named) == 3 and all(callable(getattr(modules[module], name)) for module, name in named)
+    assert "dataset_digest" in {field.name for field in dataclasses.fields(lineage.Origins)}

@@ -151,11 +151,10 @@ def test_what_passes_by_itself_is_waited_out(bucket: str, proxy: FaultProxy, kin
 
 
 def test_a_store_that_does_not_answer_is_told_from_a_missing_file(
-    bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ObjectStore, "retries", 1)
     monkeypatch.setattr(object_store, "REQUEST_ATTEMPTS", 2)
-    monkeypatch.setattr(object_store, "_last_warning", -1e9)
     for kind, message in (("503", "answers with errors"), ("lost", "does not answer")):
         ObjectStore.clear_instance_cache()
         proxy.fail(kind)
@@ -168,11 +167,26 @@ def test_a_store_that_does_not_answer_is_told_from_a_missing_file(
         ):
             with pytest.raises(StoreUnavailableError, match=message):
                 act()
-    assert "trying again" in caplog.text
     proxy.fail(rate=0.0)
     use({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, monkeypatch)
     with pytest.raises(StoreUnavailableError, match="http://127.0.0.1:9 does not answer.*check AWS_ENDPOINT_URL"):
         storage.exists(f"{bucket}/x")
+
+
+def test_a_request_that_takes_long_is_told_once_in_a_while(
+    bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(object_store, "_last_warning", -1e9)
+    storage.write_atomic(f"{bucket}/x", b"quick")
+    assert not caplog.records
+    monkeypatch.setattr(fault_proxies, "SLOW_SECONDS", 1.0)
+    proxy.fail("slow")
+    for _ in range(2):
+        assert storage.read_bytes(f"{bucket}/x") == b"quick"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"get_object of {bucket}/x is not done after 0 s; waiting, and trying again"
+    ]
 
 
 def test_credentials_that_are_missing_are_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
