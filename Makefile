@@ -12,7 +12,7 @@ INSTALLED := .venv/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-# Two processes: what waits for Ray in one of them, everything else in the other (tests/conftest.py).
+# Two processes, each with a Ray of its own; modules stay together (tests/conftest.py).
 SIDE_BY_SIDE := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help

@@ -28,20 +28,18 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist (`-n 2 --dist loadgroup`): all tests on the session's Ray in one process, before the others.
+    """With pytest-xdist (`-n 2 --dist loadgroup`): modules stay together, for the sake of their fixtures.
 
-    Other modules stay together, for the sake of their fixtures; only the networks' contract is spread test by test.
+    Only the networks' contract is spread test by test. What is longest begins first: the night on S3, then what uses
+    Ray, of which each process has one.
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return
-    needs_ray = {item: "ray_session" in getattr(item, "fixturenames", ()) for item in items}
-    modules_on_ray = {item.path for item in items if needs_ray[item]}
+    on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
     for item in items:
-        if item.path in modules_on_ray:
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif item.path.name != "test_contract.py":
+        if item.path.name != "test_contract.py":
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
-    items.sort(key=lambda item: item.path not in modules_on_ray)  # stable: the longest part begins first
+    items.sort(key=lambda item: (item.path.parent.name != "integration", item.path not in on_ray))  # stable
 
 
 @pytest.fixture(scope="session")
