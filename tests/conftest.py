@@ -18,10 +18,14 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import logging
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.pipelines.processes import command_of, kill, started_with
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -40,6 +44,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.name != "test_contract.py":
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: (item.path.parent.name != "integration", item.path not in on_ray))  # stable
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_tests() -> Iterator[None]:
+    """What the tests of this process have started, and what that has started, has ended when they have."""
+    name, value = "SEGPIPE_TEST_PROCESS", uuid.uuid4().hex
+    os.environ[name] = value  # every process below inherits it, orphans too
+    yield
+    deadline = time.monotonic() + 30  # Ray's daemons take some seconds
+    while (left := started_with(name, value)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    commands = [command_of(pid) for pid in left]
+    kill(left)
+    assert not commands, f"these processes outlived the tests, and were killed: {commands}"
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,18 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
+def started_with(name: str, value: str) -> list[int]:
+    """Ids of the processes that were started with a variable of this value, but helpers of Python's own in this one."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(environment.parent.name)
+        with contextlib.suppress(OSError):  # it has ended since, or is somebody else's
+            if f"{name}={value}".encode() in environment.read_bytes().split(b"\0"):
+                is_helper = "from multiprocessing." in command_of(pid) and pid in descendants(os.getpid())
+                found += [] if is_helper else [pid]
+    return found
+
+
 def command_of(pid: int) -> str:
     """Command line of a process; Ray's workers write there what they run. Empty where it has ended."""
     try:
