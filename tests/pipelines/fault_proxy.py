@@ -20,6 +20,13 @@ SLOW_SECONDS = 1.0
 _NOT_PASSED_ON = {"connection", "keep-alive", "transfer-encoding", "expect", "proxy-connection"}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Quiet: clients that are killed reset their connections."""
+
+
 class FaultProxy:
     """A proxy that runs, see `fault_proxy`.
 
@@ -42,8 +49,7 @@ class FaultProxy:
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._connections = threading.local()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), _handler(self))
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def fail(self, *kinds: str, rate: float = 1.0, only: tuple[str, ...] = (), at_most: int = sys.maxsize) -> None:
