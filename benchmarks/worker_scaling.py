@@ -1,6 +1,6 @@
 """`prepare` and `fit_label_pca` on two workers against one.
 
-    python benchmarks/worker_scaling.py [--rounds 3] [--images 480]
+    python benchmarks/worker_scaling.py [--rounds 3] [--images 1600]
 
 Stages run inside one embedded Ray whose processes are warm, in turn with one worker and with two, on generated scenes
 whose image files lie in a folder. What is timed is the whole stage, the solving of the label PCA and the report
@@ -37,7 +37,7 @@ class BenchmarkConfig:
 
     rounds: int = 3
     """Times that each side runs, after one that is not counted."""
-    images: int = 480
+    images: int = 1600
     """Pairs, in shards of 16."""
 
 
