@@ -35,6 +35,9 @@ STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_R
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for the driver of a submitted job."""
 
+UPLOADS_FOLDER = "working_dir_files"
+"""Where Ray unpacks what a submitted job has taken along, and starts it."""
+
 LARGE_UPLOAD_BYTES = 100 * 10**6
 
 QUIET_ENVIRONMENT = {
@@ -73,7 +76,7 @@ def ray_cluster(
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # only now: its import sets DEBUG and opens a console
 
-    if SUBMITTED_JOB in os.environ:
+    if UPLOADS_FOLDER in Path.cwd().parts:
         warn_of_large_upload(Path.cwd())
     started = not ray.is_initialized()
     in_main_thread = threading.current_thread() is threading.main_thread()  # signals are its business, here as in Ray
