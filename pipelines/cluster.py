@@ -35,6 +35,9 @@ STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_R
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for the driver of a submitted job."""
 
+TASK_RETRIES = 3
+"""Of a task whose worker or node is lost."""
+
 UPLOADS_FOLDER = "working_dir_files"
 """Where Ray unpacks what a submitted job has taken along, and starts it."""
 

@@ -52,7 +52,6 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]  # s3fs ships no types
     """See the module. Made by `object_store`; travels to Ray's workers by its settings, never with credentials."""
 
     retries = ROUNDS
-    use_listings_cache = False
 
     async def _call_s3(self, method: str, *arguments: Any, **named: Any) -> Any:
         bucket, key = named.get("Bucket", ""), named.get("Key", "")
@@ -165,7 +164,6 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]  # s3fs ships no types
 
 def object_store() -> ObjectStore:
     """The file system of `s3://`; one per process, since s3fs does not survive a fork."""
-    set_custom_error_handler(_passes_by_itself)
     retries: dict[str, Any] = {} if "AWS_RETRY_MODE" in os.environ else {"mode": "standard"}
     if "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = REQUEST_ATTEMPTS
@@ -183,12 +181,14 @@ def object_store() -> ObjectStore:
     )
 
 
-_last_warning = -WARN_SECONDS
-
-
 def _passes_by_itself(error: Exception) -> bool:
     """Whether s3fs shall begin a new round, of an error that it does not know itself."""
     return isinstance(error, _UNANSWERED) or (isinstance(error, ClientError) and _is_transient(error))
+
+
+set_custom_error_handler(_passes_by_itself)
+
+_last_warning = -WARN_SECONDS
 
 
 def _warn(request: str) -> None:

@@ -26,7 +26,7 @@ import tyro
 
 from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
-from pipelines.cluster import cluster_size, ray_cluster
+from pipelines.cluster import TASK_RETRIES, cluster_size, ray_cluster
 from pipelines.datasets import Listing, list_dataset
 from pipelines.datasets.camvid import CamVidConfig
 from pipelines.datasets.class_folders import ClassFoldersConfig
@@ -62,8 +62,6 @@ PLAN_FILE = "plan.json"
 FIRST_SPLITS = ("train", "val", "test")
 MAX_IMAGES_PER_PART = 4096  # the names of a shard's samples travel with its task and stay below 1 MB
 FAILURES_SHOWN = 5
-TASK_RETRIES = 3
-"""Of a shard whose worker or node is lost, or for which the store does not answer."""
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from pipelines.cluster import TASK_RETRIES
 from pipelines.fault_points import fault_point
 from pipelines.intake.images import decode_labels
 from pipelines.shards import Part, PreparedDataset, read_part
@@ -22,8 +23,6 @@ from segcore.label_pca import LabelPCA
 from segcore.label_recovery import Recovery, RecoveryCurve
 from segcore.label_rows import LabelRows
 from segcore.label_solvers import LearnConfig, learn_code_of_rows
-
-TASK_RETRIES = 3
 
 Arrays = dict[str, NDArray[np.integer]]
 

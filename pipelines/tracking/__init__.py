@@ -53,7 +53,6 @@ from pipelines.tracking.runs import (
 )
 from pipelines.tracking.store import (
     DEFAULT_TRACKING_URI,
-    SUBMITTED_JOB,
     connect,
     without_password,
 )
@@ -74,7 +73,6 @@ __all__ = [
     "SERVING_PACKAGES",
     "SNAPSHOT_TAG",
     "STARTS_TAG",
-    "SUBMITTED_JOB",
     "TABLES_TAG",
     "TABLE_RUNS_TAG",
     "ModelVersion",

@@ -14,12 +14,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines import storage
+from pipelines.cluster import SUBMITTED_JOB
 
 DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 SERVER_WAIT_SECONDS = 12.0
 SQLITE_PREFIX = "sqlite:///"
-SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray sets this variable for the driver of a submitted job."""
 
 
 def connect(tracking_uri: str | None) -> str:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ from pipelines.tables import commits
 from pipelines.tables.reader import read_table
 from tests.pipelines.fault_proxy import FaultProxy, fault_proxy
 from tests.pipelines.mlflow_servers import mlflow_server
-from tests.pipelines.processes import descendants, kill
+from tests.pipelines.processes import descendants, kill, stopped_at
 from tests.pipelines.ray_nodes import RayNodes, ray_nodes
 from tests.pipelines.s3_servers import S3Server, moto_server, seaweedfs
 from tests.pipelines.tiny_inputs import CLASS_NAMES, random_pairs
@@ -109,8 +109,7 @@ class Scene:
         began = time.monotonic()
         with self._started(stage, arguments, name, fault=f"{point}@{token}" if victim else "") as (job, log):
             if victim:
-                _wait(lambda: token.exists() and bool(token.read_text()), job, log)
-                stopped = int(token.read_text())
+                stopped = stopped_at(token, job, log, seconds=JOB_SECONDS)
                 in_driver = victim == "driver" and stage != "train"
                 assert (stopped == job.pid) == in_driver, f"{point} is not where it was thought to be"
                 self._kill(victim, stopped, job)
@@ -170,14 +169,6 @@ class Scene:
             if job.poll() is None:
                 kill([job.pid, *descendants(job.pid)])
                 job.wait()
-
-
-def _wait(condition: Callable[[], bool], job: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + JOB_SECONDS
-    while not condition():
-        late = time.monotonic() > deadline
-        assert job.poll() is None and not late, f"the job ended or hung:\n{log.read_text()[-5000:]}"
-        time.sleep(0.05)
 
 
 def main(config: NightOnS3Config) -> None:
@@ -247,19 +238,23 @@ def _digests(folder: str) -> dict[str, str]:
     return {uri.removeprefix(folder): storage.sha256(storage.read_bytes(uri)) for uri in storage.list_files(folder)}
 
 
+def _to_the_same_bytes(scene: Scene, victims: tuple[Victim, ...], stage: str, name: str, *arguments: str) -> None:
+    """Run a stage into a folder of its own for each victim, the undisturbed one first, and compare what it leaves."""
+    for victim in victims:
+        output = f"{scene.bucket}/{name}{victim}"
+        scene.run(
+            stage,
+            f"{name}{victim}",
+            *(*arguments, "--output", output, "--workers", "2", "--tracking-uri", scene.tracking_uri),
+            victim=victim,
+        )
+        assert _digests(output) == _digests(f"{scene.bucket}/{name}"), f"{victim} killed: other bytes"
+
+
 def _prepare(scene: Scene, victims: tuple[Victim, ...]) -> None:
     raw = f"{scene.bucket}/raw"
     source = ("--images", f"{raw}/images", "--labels", f"{raw}/labels", "--classes", f"{raw}/classes.json")
-    for victim in victims:
-        output = f"{scene.bucket}/data{victim}"
-        scene.run(
-            "prepare",
-            f"data{victim}",
-            *("folder", *source),
-            *("--output", output, "--images-per-part", "4", "--workers", "2", "--tracking-uri", scene.tracking_uri),
-            victim=victim,
-        )
-        assert _digests(output) == _digests(f"{scene.bucket}/data"), f"{victim} killed: other bytes"
+    _to_the_same_bytes(scene, victims, "prepare", "data", "folder", *source, "--images-per-part", "4")
     dataset = open_dataset(f"{scene.bucket}/data")
     rows = Counter(
         image_id
@@ -271,16 +266,8 @@ def _prepare(scene: Scene, victims: tuple[Victim, ...]) -> None:
 
 
 def _fit_label_pca(scene: Scene, victims: tuple[Victim, ...]) -> None:
-    for victim in victims:
-        output = f"{scene.bucket}/pca{victim}"
-        scene.run(
-            "fit_label_pca",
-            f"pca{victim}",
-            *("--data", f"{scene.bucket}/data", "--output", output),
-            *("--block-side", "32", "--num-components", "16", "--workers", "2", "--tracking-uri", scene.tracking_uri),
-            victim=victim,
-        )
-        assert _digests(output) == _digests(f"{scene.bucket}/pca"), f"{victim} killed: other bytes"
+    sizes = ("--block-side", "32", "--num-components", "16")
+    _to_the_same_bytes(scene, victims, "fit_label_pca", "pca", "--data", f"{scene.bucket}/data", *sizes)
 
 
 def _train(scene: Scene, victims: tuple[Victim, ...]) -> None:

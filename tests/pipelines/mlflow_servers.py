@@ -7,7 +7,6 @@ family is stopped by the ids of its processes, and that none is left is checked.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.local_services import free_ports
 from tests.pipelines.processes import command_of, descendants, kill
 
 START_SECONDS = 180.0
@@ -78,7 +78,7 @@ def mlflow_server(folder: Path, *, with_jobs: bool = False) -> Iterator[MlflowSe
         AssertionError: it does not answer, or a process of it is left in the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, log, artifacts = free_port(), folder / "server.log", folder / "artifacts"
+    port, log, artifacts = free_ports(["mlflow"])["mlflow"], folder / "server.log", folder / "artifacts"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
@@ -101,13 +101,6 @@ def mlflow_server(folder: Path, *, with_jobs: bool = False) -> Iterator[MlflowSe
         yield server
     finally:
         server.stop()
-
-
-def free_port() -> int:
-    """A loopback port on which nothing listens at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def session_members(leader: int) -> list[int]:

@@ -3,6 +3,9 @@
 import contextlib
 import os
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,23 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def wait_for(
+    condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path, *, seconds: float = 240
+) -> None:
+    """Until it holds; fails with the end of the log where the process ends or the time is over before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        late = time.monotonic() > deadline
+        assert process.poll() is None and not late, f"the job ended or hung:\n{log.read_text()[-6000:]}"
+        time.sleep(0.02)
+
+
+def stopped_at(token: Path, process: "subprocess.Popen[bytes]", log: Path, *, seconds: float = 240) -> int:
+    """The id of the process, of a job, that waits at the fault point of `token`, once there is one."""
+    wait_for(lambda: token.exists() and bool(token.read_text()), process, log, seconds=seconds)
+    return int(token.read_text())
 
 
 def kill(pids: list[int]) -> None:

@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipelines import fault_points, storage
 from pipelines.nightly.config import SegmentConfig
 from pipelines.tables import commits
 from pipelines.tables.schemas import TABLES
-from tests.pipelines.processes import command_of, descendants, kill
+from tests.pipelines.processes import command_of, descendants, kill, stopped_at, wait_for
 from tests.pipelines.tiny_inputs import random_pairs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -106,8 +105,8 @@ class StartedJob:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Until it holds; the job's log where the job ends or hangs before."""
-        deadline = time.monotonic() + 240
-        while not condition():
-            late = time.monotonic() > deadline
-            assert self.driver.poll() is None and not late, f"the job ended or hung:\n{self.log.read_text()[-3000:]}"
-            time.sleep(0.02)
+        wait_for(condition, self.driver, self.log)
+
+    def stopped_at(self, token: Path) -> int:
+        """The id of the process that waits at the fault point of `token`, once there is one."""
+        return stopped_at(token, self.driver, self.log)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipelines import tracking
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
+from pipelines.cluster import SUBMITTED_JOB
 from pipelines.intake.images import encode_labels_png
 from pipelines.manifests import read_manifest
 from pipelines.serving import ServedModel
@@ -134,7 +135,7 @@ def test_artifacts_lie_beside_the_database_and_not_in_the_current_folder(store: 
 
 
 def test_a_submitted_job_may_not_track_into_its_own_passing_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tracking.SUBMITTED_JOB, "{}")
+    monkeypatch.setenv(SUBMITTED_JOB, "{}")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match=r"a copy of this folder that Ray removes.*--tracking-uri"):
         tracking.connect(None)

@@ -2,10 +2,18 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines import tracking
+from pipelines.tracking import runs
 
 PROGRAM = """
 import sys, time
@@ -46,3 +54,33 @@ def tracked_driver(tracking_uri: str, *, experiment: str, key: str) -> Iterator[
             yield TrackedDriver(process, run_id)
         finally:
             process.kill()
+
+
+def two_at_once(open_work: Callable[[int], AbstractContextManager[tracking.TrackedRun]]) -> tuple[str, str]:
+    """Two drivers of one piece of work, as threads: both look for its run before either has created one.
+
+    Args:
+        open_work: opens the work's run, given the parameter `workers`; its experiment is there.
+
+    Returns:
+        The ids of the runs that they worked on.
+    """
+    both_have_looked, both_work, looks = threading.Barrier(2), threading.Barrier(2), threading.local()
+    look = runs._oldest_open
+
+    def held_up(client: MlflowClient, where: str, key: str) -> str | None:
+        found = look(client, where, key)
+        if not getattr(looks, "once", False):
+            looks.once = True
+            both_have_looked.wait(timeout=120)
+        return found
+
+    def drive(workers: int) -> str:
+        with open_work(workers) as run:
+            both_work.wait(timeout=120)
+            return run.run_id
+
+    with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
+        patched.setattr(runs, "_oldest_open", held_up)
+        first, second = pool.map(drive, (1, 2))
+    return first, second

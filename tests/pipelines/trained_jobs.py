@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +12,7 @@ from types import TracebackType
 from pipelines import fault_points, storage
 from pipelines.training.position import latest_checkpoint
 from pipelines.training.step_watch import BATCH_LOG_VARIABLE
-from tests.pipelines.processes import descendants, kill
+from tests.pipelines.processes import descendants, kill, stopped_at, wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -89,16 +88,11 @@ class TrainJob:
 
     def wait_for(self, met: Callable[[], bool], *, seconds: float = 240) -> None:
         """Wait until something has happened; fails where the driver ends first, or it takes too long."""
-        deadline = time.monotonic() + seconds
-        while not met():
-            assert self.driver.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
+        wait_for(met, self.driver, self.log, seconds=seconds)
 
     def stopped_at(self, token: Path) -> int:
         """Wait until a process stops at the fault point of `token`; its id."""
-        self.wait_for(lambda: token.exists() and bool(token.read_text()))
-        return int(token.read_text())
+        return stopped_at(token, self.driver, self.log)
 
     def registered(self, run_folder: Path, name: str) -> None:
         """Wait until the run would resume from this checkpoint."""

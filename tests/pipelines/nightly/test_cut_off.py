@@ -14,7 +14,7 @@ from pipelines.cluster import SUBMITTED_JOB
 from pipelines.exit_codes import DONE
 from pipelines.nightly.config import SegmentConfig
 from pipelines.tables import commits
-from tests.pipelines.processes import command_of, descendants, kill
+from tests.pipelines.processes import command_of, descendants, kill, stopped_at
 from tests.pipelines.ray_namespaces import needs_namespaces, ray_namespaces
 from tests.pipelines.segment_jobs import REPOSITORY, check_every_image_once, write_images
 from tests.pipelines.tiny_inputs import write_model
@@ -43,7 +43,7 @@ def test_a_worker_that_was_cut_off_commits_nothing_that_another_has_done(tmp_pat
             spaces.inside(0, command), env=os.environ | environment | settings, stdout=output, stderr=output
         )
         try:
-            zombie = _wait_for(token, job, log)
+            zombie = stopped_at(token, job, log, seconds=JOB_SECONDS)
             node = spaces.node_of(zombie)
             staged = [uri for uri in storage.list_files(config.tables) if "_staging/" in uri]
             assert staged and "ShardSegmenter" in command_of(zombie)
@@ -62,14 +62,6 @@ def test_a_worker_that_was_cut_off_commits_nothing_that_another_has_done(tmp_pat
     assert {uri: data for uri, data in before.items() if "_staging/" not in uri} == after
     check_every_image_once(config, names)
     assert commits.newest_snapshot(config.tables).number == 1
-
-
-def _wait_for(token: Path, job: "subprocess.Popen[bytes]", log: Path) -> int:
-    deadline = time.monotonic() + JOB_SECONDS
-    while not (token.exists() and token.read_text()):
-        assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-5000:]
-        time.sleep(0.05)
-    return int(token.read_text())
 
 
 def _wait_until_gone(staged: list[str], tables: str) -> None:

@@ -50,8 +50,7 @@ def test_whatever_dies_at_whichever_step_the_same_command_makes_it_whole(
     names.append("broken.jpg")
     token = tmp_path / "token"
     with StartedJob(config, tmp_path / "job.log", fault=f"{point}@{token}") as job:
-        job.wait_for(lambda: token.exists() and bool(token.read_text()))
-        stopped = int(token.read_text())
+        stopped = job.stopped_at(token)
         assert (stopped == job.driver.pid) == (point in DRIVER_POINTS)
         if victim == "worker":
             kill([stopped])
@@ -92,7 +91,7 @@ def test_a_night_of_failures_is_stopped_and_goes_on_once_the_cause_is_mended(
     token, away = tmp_path / "token", tmp_path / "away"
     away.mkdir()
     with StartedJob(config, tmp_path / "plan.log", fault=f"commits.planned@{token}") as job:
-        job.wait_for(lambda: token.exists() and bool(token.read_text()))
+        job.stopped_at(token)
         job.kill_driver()
     for name in names[:40]:  # as with a disk that has gone: listed, and not there when it is read
         Path(config.images, name).rename(away / name)

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,7 +15,7 @@ from pipelines import tracking
 from pipelines.drivers import Driver
 from pipelines.tracking import presence, runs
 from tests.pipelines.processes import needs_proc
-from tests.pipelines.tracked_drivers import tracked_driver
+from tests.pipelines.tracked_drivers import tracked_driver, two_at_once
 
 EXPERIMENT = "work"
 
@@ -132,33 +130,11 @@ def test_datasets_are_inputs_of_a_run_once(store: str) -> None:
     assert sorted(found) == [("camvid/train", "d" * 36, "training"), ("camvid/val", "d" * 36, "validation")]
 
 
-def test_of_two_drivers_that_begin_at_once_the_later_one_joins_the_other(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_drivers_that_begin_at_once_the_later_one_joins_the_other(store: str) -> None:
     """Both look for the work's run before either has created one."""
     with open_work("before"):  # the experiment is there
         pass
-    both_have_looked = threading.Barrier(2)
-    both_work = threading.Barrier(2)
-    looks = threading.local()
-    look = runs._oldest_open
-
-    def held_up(client: MlflowClient, where: str, key: str) -> str | None:
-        found = look(client, where, key)
-        if not getattr(looks, "once", False):
-            looks.once = True
-            both_have_looked.wait(timeout=60)
-        return found
-
-    monkeypatch.setattr(runs, "_oldest_open", held_up)
-
-    def drive(workers: int) -> str:
-        with open_work("race", {"workers": workers}) as run:
-            both_work.wait(timeout=60)
-            return run.run_id
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(drive, (1, 2))
+    first, second = two_at_once(lambda workers: open_work("race", {"workers": workers}))
     assert first == second
     assert [run.run_id for run in tracking.find_runs(experiment=EXPERIMENT, job=None) if run.name == "race"] == [first]
     assert read(first).info.status == "FINISHED"

@@ -1,9 +1,7 @@
 """The life of runs and models on a real MLflow server, as with a SQLite file; artifacts travel through its proxy."""
 
 import json
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from pipelines.tracking import presence, runs
 from tests.pipelines.mlflow_servers import MlflowServer, mlflow_server
 from tests.pipelines.processes import command_of, needs_proc
 from tests.pipelines.tiny_inputs import write_model
-from tests.pipelines.tracked_drivers import tracked_driver
+from tests.pipelines.tracked_drivers import tracked_driver, two_at_once
 
 pytestmark = [pytest.mark.slow, needs_proc]
 
@@ -83,28 +81,10 @@ def test_a_run_is_continued_after_its_driver_was_killed_and_its_model_is_registe
     ]
 
 
-def test_two_drivers_that_begin_at_once_share_one_run(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_drivers_that_begin_at_once_share_one_run(server: MlflowServer) -> None:
     with open_work("before"):  # the experiment is there
         pass
-    both_have_looked, both_work, looks = threading.Barrier(2), threading.Barrier(2), threading.local()
-    look = runs._oldest_open
-
-    def held_up(client: MlflowClient, where: str, key: str) -> str | None:
-        found = look(client, where, key)
-        if not getattr(looks, "once", False):
-            looks.once = True
-            both_have_looked.wait(timeout=120)
-        return found
-
-    monkeypatch.setattr(runs, "_oldest_open", held_up)
-
-    def drive(workers: int) -> str:
-        with open_work("race", workers=workers) as run:
-            both_work.wait(timeout=120)
-            return run.run_id
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(drive, (1, 2))
+    first, second = two_at_once(lambda workers: open_work("race", workers=workers))
     assert first == second
     named = [run for run in tracking.find_runs(experiment=EXPERIMENT, job="train") if run.name == "race"]
     assert [(run.run_id, run.status) for run in named] == [(first, "FINISHED")]
