@@ -7,14 +7,18 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the cluster's description on the head, on which submitted jobs run."""
@@ -34,6 +38,8 @@ STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_R
 
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for the driver of a submitted job."""
+
+SPREAD_THREADS = 16
 
 TASK_RETRIES = 3
 """Of a task whose worker or node is lost."""
@@ -122,6 +128,27 @@ def warn_of_large_upload(folder: Path) -> None:
             largest,
             largest,
         )
+
+
+def spread(work: Callable[[T], R], pieces: Sequence[T], *, in_tasks: bool) -> list[R]:
+    """Do pieces of work that mostly wait, in Ray tasks where Ray runs and there are several; results in order.
+
+    Args:
+        work: a function of a module, whose results are small.
+        pieces: of it; what is sent of each stays below 1 MB.
+        in_tasks: Ray runs; otherwise threads do it.
+    """
+    if not in_tasks or len(pieces) < 2:
+        with ThreadPoolExecutor(SPREAD_THREADS) as pool:
+            return list(pool.map(work, pieces))
+    import ray  # reads its environment at import
+
+    @ray.remote(max_retries=TASK_RETRIES)
+    def do(piece: T) -> R:
+        return work(piece)
+
+    found: list[R] = ray.get([do.remote(piece) for piece in pieces])
+    return found
 
 
 def actor_cluster(*, workers: int, threads: int, use_gpu: bool = False) -> AbstractContextManager[None]:

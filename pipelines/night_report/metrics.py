@@ -7,8 +7,9 @@ its snapshot. They are staged, committed and promoted as a shard's rows are (`co
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines import tracking
 from pipelines.checkpoints import KIND
+from pipelines.cluster import spread
 from pipelines.manifests import read_manifest
 from pipelines.night_report.drift import (
     Band,
@@ -29,7 +31,7 @@ from pipelines.night_report.drift import (
     worst_band,
 )
 from pipelines.night_report.references import QUANTITIES, ModelReference, read_reference
-from pipelines.night_report.statistics import PREDICTION_COLUMNS, Night, Statistics, run_pieces
+from pipelines.night_report.statistics import Night, Statistics, count_shards
 from pipelines.tables import commits
 from pipelines.tables.reader import read_table, table_files
 from pipelines.tables.runs import WHOLE_RUN, RunSettings, ShardCommit, Snapshot
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_FILES_READ = 60
 """Of earlier runs: two months of nights, or more where runs were compacted."""
 MAX_PREFIXES_LOGGED = 50
+SHARDS_PER_TASK = 1024
 NIGHTS_COMPARED = 28
 """Earlier nights that a night's class areas are compared with, and that trends show."""
 JOB = "drift"
@@ -80,7 +83,7 @@ def run_reference(settings: RunSettings) -> ModelReference | None:
 
 
 def stage_metrics(
-    tables: str, settings: RunSettings, shards: Sequence[ShardCommit], *, prefix_depth: int
+    tables: str, settings: RunSettings, shards: Sequence[ShardCommit], *, prefix_depth: int, in_tasks: bool = False
 ) -> ShardCommit:
     """Compute a run's rows and stage them, for `commits.publish` to commit and promote.
 
@@ -89,30 +92,18 @@ def stage_metrics(
         settings: of the run.
         shards: its committed shards, whose files are in their places.
         prefix_depth: folders below the listed one that make a prefix; 0: no prefixes but "".
+        in_tasks: share the work among Ray tasks where there are many shards; Ray must run then.
     """
-    committed = _as_snapshot(settings, shards)
     reference = run_reference(settings)
     night = Night(settings, reference, prefix_depth=prefix_depth)
-    for rows, _ in run_pieces(tables, "predictions", settings.run_id, committed, PREDICTION_COLUMNS):
-        night.add_predictions(rows)
-    for rows, _ in run_pieces(tables, "failures", settings.run_id, committed, ("uri",)):
-        night.add_failures(rows["uri"].to_pylist())
+    pieces = [shards[start : start + SHARDS_PER_TASK] for start in range(0, len(shards), SHARDS_PER_TASK)]
+    count = partial(count_shards, tables, settings, reference, prefix_depth)
+    for by_prefix in spread(count, pieces, in_tasks=in_tasks):
+        night.add(by_prefix)
     found = [metrics_row(settings, None, night.total(), reference)]
     found += [metrics_row(settings, name, night.by_prefix[name], reference) for name in sorted(night.by_prefix)]
     rows = {"metrics": rows_table("metrics", found)}
     return commits.stage(tables, settings, shard=WHOLE_RUN, planned=[], rows=rows)
-
-
-def _as_snapshot(settings: RunSettings, shards: Iterable[ShardCommit]) -> Snapshot:
-    """A run's committed files as the reader takes them; no snapshot has them yet."""
-    files = [dataclasses.asdict(file) | {"run_id": settings.run_id} for each in shards for file in each.files]
-    return Snapshot(
-        number=0,
-        run_ids=(settings.run_id,),
-        files=tuple(files),
-        class_names=settings.class_names,
-        palette=settings.palette,
-    )
 
 
 def metrics_row(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.night_report.references import QUANTITIES, ModelReference
 from pipelines.tables.commits import STORE_THREADS
 from pipelines.tables.reader import read_batches, read_table, table_files
-from pipelines.tables.runs import RunSettings, Snapshot
+from pipelines.tables.runs import RunSettings, ShardCommit, Snapshot
 
 MAX_ROWS_AT_ONCE = 4096
 """Files with more rows are read row group by row group."""
@@ -144,6 +144,11 @@ class Night:
         for statistics, places in self._by_prefix(uris):
             statistics.num_failures += len(places)
 
+    def add(self, by_prefix: Mapping[str, Statistics]) -> None:
+        """The sums of another piece of the run."""
+        for prefix, statistics in by_prefix.items():
+            self._of(prefix).add(statistics)
+
     def total(self) -> Statistics:
         """Of the whole run."""
         total = Statistics.zero(self.num_quantities, self.num_bins)
@@ -154,13 +159,45 @@ class Night:
     def _by_prefix(self, uris: Sequence[str]) -> Iterable[tuple[Statistics, list[int]]]:
         places: dict[str, list[int]] = {}
         for place, uri in enumerate(uris):
-            prefix = prefix_of(uri, self.settings.images, depth=self.prefix_depth)
-            if prefix not in self.by_prefix and len(self.by_prefix) >= MAX_PREFIXES:
-                prefix = OTHER_PREFIXES
-            if prefix not in self.by_prefix:
-                self.by_prefix[prefix] = Statistics.zero(self.num_quantities, self.num_bins)
-            places.setdefault(prefix, []).append(place)
-        return [(self.by_prefix[prefix], found) for prefix, found in places.items()]
+            places.setdefault(prefix_of(uri, self.settings.images, depth=self.prefix_depth), []).append(place)
+        return [(self._of(prefix), found) for prefix, found in places.items()]
+
+    def _of(self, prefix: str) -> Statistics:
+        if prefix not in self.by_prefix and len(self.by_prefix) >= MAX_PREFIXES:
+            prefix = OTHER_PREFIXES
+        return self.by_prefix.setdefault(prefix, Statistics.zero(self.num_quantities, self.num_bins))
+
+
+def count_shards(
+    tables: str,
+    settings: RunSettings,
+    reference: ModelReference | None,
+    prefix_depth: int,
+    shards: Sequence[ShardCommit],
+) -> dict[str, Statistics]:
+    """The sums over some committed shards of a run by prefix; their files are in their places.
+
+    Args:
+        tables: URI of the tables' folder.
+        settings: of the run.
+        reference: whose distributions' bins are counted.
+        prefix_depth: folders below the listed one that make a prefix.
+        shards: of the run.
+    """
+    files = [dataclasses.asdict(file) | {"run_id": settings.run_id} for each in shards for file in each.files]
+    committed = Snapshot(  # as the reader takes them; no published one has them yet
+        number=0,
+        run_ids=(settings.run_id,),
+        files=tuple(files),
+        class_names=settings.class_names,
+        palette=settings.palette,
+    )
+    night = Night(settings, reference, prefix_depth=prefix_depth)
+    for rows, _ in run_pieces(tables, "predictions", settings.run_id, committed, PREDICTION_COLUMNS):
+        night.add_predictions(rows)
+    for rows, _ in run_pieces(tables, "failures", settings.run_id, committed, ("uri",)):
+        night.add_failures(rows["uri"].to_pylist())
+    return night.by_prefix
 
 
 def prefix_of(uri: str, images: str, *, depth: int) -> str:

@@ -1,4 +1,4 @@
-"""Fetching the images of a shard: what its tasks import is light, because Ray runs them in processes of their own."""
+"""Fetching the images of a shard."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -40,13 +40,12 @@ class Failure:
         return self.error in ("OutOfMemoryError", "MemoryError") or "can't allocate memory" in self.message
 
 
-def fetch_shard(batch: pa.Table) -> pa.Table:
+def fetch_images(items: pa.Table) -> pa.Table:
     """Add each image's bytes, or why there are none, to one shard's work list.
 
-    Neither has a file of more than `MAX_SHARD_BYTES`: it stays where it lies, and its worker reads it there. Each byte
-    of a row is copied several times on its way, and a TIFF's worker needs but a piece at a time.
+    Neither has a file of more than `MAX_SHARD_BYTES`: it stays where it lies, since of a TIFF a piece at a time is
+    read.
     """
-    items = from_stream(batch["payload"][0].as_buffer())
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
         fetched = list(pool.map(_fetch, items["uri"].to_pylist(), items["size_bytes"].to_pylist()))
     failures = [failure for _, failure, _ in fetched]
@@ -60,21 +59,7 @@ def fetch_shard(batch: pa.Table) -> pa.Table:
     ):
         column = [getattr(failure, name) if failure else None for failure in failures]
         items = items.append_column(name, pa.array(column, kind))
-    return pa.table({"shard": batch["shard"], "payload": pa.array([to_stream(items)], pa.large_binary())})
-
-
-def to_stream(table: pa.Table) -> bytes:
-    """A table as one value of a column; `from_stream` reverses it without copying."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def from_stream(buffer: pa.Buffer) -> pa.Table:
-    """The table that `to_stream` made bytes of."""
-    return pa.ipc.open_stream(buffer).read_all().combine_chunks()
+    return items
 
 
 def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int]:
@@ -85,7 +70,7 @@ def _fetch(uri: str, size_bytes: int) -> tuple[bytes | None, Failure | None, int
 
 
 def stays_in_place(size_bytes: int) -> bool:
-    """Whether a file of this size is read by its worker, and not sent there."""
+    """Whether a file of this size is read where it lies, and not fetched."""
     return size_bytes > MAX_SHARD_BYTES
 
 

@@ -13,12 +13,12 @@ import os
 import posixpath
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from fsspec import AbstractFileSystem
 
 from pipelines import storage
+from pipelines.cluster import spread
 from pipelines.nightly.image_manifests import read_image_manifest
 from pipelines.tables.runs import PLAN
 
@@ -45,9 +46,6 @@ LOOK_UP_ATTEMPTS = 3
 
 _MODIFIED_KEYS = ("LastModified", "mtime", "last_modified", "updated", "created")  # S3, local, Azure, GCS, memory
 _UNWANTED = rf"(^|/)\.|\{storage.UNFINISHED_SUFFIX}$"  # hidden, unfinished
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -146,27 +144,15 @@ def _list_store(root: str, *, in_tasks: bool) -> pa.Table:
     tables: list[pa.Table] = []
     folders = [root]
     for _ in range(MAX_LEVELS):
-        levels = _spread(_list_level, folders, in_tasks=in_tasks)
+        levels = spread(_list_level, folders, in_tasks=in_tasks)
         tables += [objects for objects, _ in levels]
         folders = [folder for _, below in levels for folder in below]
         if not folders or len(folders) >= ENOUGH_FOLDERS:
             break
     size = -(-len(folders) // MAX_PIECES) or 1
     pieces = [folders[start : start + size] for start in range(0, len(folders), size)]
-    tables += _spread(_list_below, pieces, in_tasks=in_tasks)
+    tables += spread(_list_below, pieces, in_tasks=in_tasks)
     return pa.concat_tables(tables)
-
-
-def _spread(work: Callable[[T], R], pieces: Sequence[T], *, in_tasks: bool) -> list[R]:
-    """Do pieces of work that mostly wait, in Ray tasks or threads; results in order."""
-    if not in_tasks or len(pieces) < 2:
-        with ThreadPoolExecutor(LIST_THREADS) as pool:
-            return list(pool.map(work, pieces))
-    import ray  # reads its environment at import
-
-    task = ray.remote(work)
-    found: list[R] = ray.get([task.remote(piece) for piece in pieces])
-    return found
 
 
 def _list_level(folder: str) -> tuple[pa.Table, list[str]]:
@@ -275,7 +261,7 @@ def _completed(rows: pa.Table, *, in_tasks: bool) -> pa.Table:
         logger.info("looking up %d of the manifest's images", len(uris))
         size = LOOK_UPS_PER_TASK if in_tasks else len(uris)  # a piece has threads of its own
         pieces = [uris[start : start + size] for start in range(0, len(uris), size)]
-        found = pa.concat_tables(_spread(_look_up, pieces, in_tasks=in_tasks)).combine_chunks()
+        found = pa.concat_tables(spread(_look_up, pieces, in_tasks=in_tasks)).combine_chunks()
         num_missing = pc.sum(pc.is_null(found["size_bytes"])).as_py()
         if num_missing:
             logger.warning("%d of the manifest's images were not found; they will stand in failures", num_missing)

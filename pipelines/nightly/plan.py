@@ -260,23 +260,24 @@ def plan_work(
     rows = rows.append_column("work_id", pc.if_else(pc.equal(reasons, "forced"), forced_ids, open_ids))
     rows = rows.append_column("reason", reasons)
     wanted = math.ceil(rows.num_rows / (SHARDS_PER_WORKER * workers))
-    shards = _cut(rows["size_bytes"].to_pylist(), max_rows=max(1, min(images_per_shard, wanted)))
+    shards = _cut(rows["size_bytes"].to_numpy(), max_rows=max(1, min(images_per_shard, wanted)))
     rows = rows.append_column("shard", pa.array(shards, pa.int32())).select(PLAN.names).cast(PLAN)
     restored = listing.objects.filter(pa.array(comparison.restored_N))
-    first_shard = shards[-1] + 1 if shards else 0
+    first_shard = int(shards[-1]) + 1 if len(shards) else 0
     marks = plan_marks(comparison.missing, restored, run_id=run_id, first_shard=first_shard)
     return pa.concat_tables([rows, marks]).combine_chunks()
 
 
-def _cut(sizes: list[int], *, max_rows: int) -> list[int]:
-    shards: list[int] = []
-    shard, rows, total = 0, 0, 0
-    for size in sizes:
-        if rows == max_rows or (rows and total + size > MAX_SHARD_BYTES):
-            shard, rows, total = shard + 1, 0, 0
-        shards.append(shard)
-        rows, total = rows + 1, total + size
-    return shards
+def _cut(sizes_N: NDArray[np.int64], *, max_rows: int) -> NDArray[np.int32]:
+    """Number of the shard of each object; no Python object for each, of which there may be 100 million."""
+    ends_N = np.cumsum(sizes_N, dtype=np.int64)
+    starts = [0]
+    while starts[-1] < len(sizes_N):
+        start = starts[-1]
+        before = int(ends_N[start - 1]) if start else 0
+        full = int(np.searchsorted(ends_N, before + MAX_SHARD_BYTES, side="right"))
+        starts.append(min(max(full, start + 1), start + max_rows, len(sizes_N)))
+    return np.repeat(np.arange(len(starts) - 1, dtype=np.int32), np.diff(starts))
 
 
 def _bools(flags: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """What is done once all shards of a run are committed: its metrics, its snapshot, MLflow, its summary, its page."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,26 +11,29 @@ from pipelines.night_report.metrics import log_nights, stage_metrics
 from pipelines.night_report.page import write_quiet_page, write_run_page
 from pipelines.night_report.summary import RunClock, write_summary
 from pipelines.tables import commits
-from pipelines.tables.runs import Run, Snapshot
+from pipelines.tables.runs import Run, ShardCommit, Snapshot
 
 if TYPE_CHECKING:  # Ray reads its environment at import
     from pipelines.nightly.worker_job import ShardReport
 
 
-def publish_run(tables: str, run: Run, *, prefix_depth: int, experiment: str) -> Snapshot:
-    """Publish a run with its rows of `metrics`, and log them; idempotent.
+def publish_run(
+    tables: str, run: Run, *, known: Mapping[int, ShardCommit] | None = None, prefix_depth: int, experiment: str
+) -> Snapshot:
+    """Publish a run with its rows of `metrics`, and log them; idempotent. Ray must run.
 
     Args:
         tables: URI of the tables' folder.
         run: the run, all of whose shards have a commit.
+        known: commits that need not be read again.
         prefix_depth: folders below the listed one that tell the cameras apart.
         experiment: of MLflow.
 
     Raises:
         RuntimeError: a shard has no commit.
     """
-    stage = partial(stage_metrics, tables, run.settings, prefix_depth=prefix_depth)
-    snapshot = commits.publish(tables, run, stage_of_run=stage)
+    stage = partial(stage_metrics, tables, run.settings, prefix_depth=prefix_depth, in_tasks=True)
+    snapshot = commits.publish(tables, run, known=known, stage_of_run=stage)
     log_nights(tables, experiment=experiment)
     return snapshot
 

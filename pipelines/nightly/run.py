@@ -16,7 +16,7 @@ from pipelines.nightly.publication import publish_run, record_run
 from pipelines.nightly.worker_job import ShardReport, WorkerJob
 from pipelines.progress import progress
 from pipelines.tables import commits
-from pipelines.tables.runs import Run, RunSettings
+from pipelines.tables.runs import Run, RunSettings, ShardCommit
 from segcore.inference import inference_from_dict
 
 GPU_BATCH_SIZE = 8
@@ -62,10 +62,12 @@ def execute(job: SegmentJob, run: Run) -> None:
     config, run_id = job.config, run.settings.run_id
     state = Progress(num_planned=run.plan.num_rows)
     with claimed(config.tables, run_id, state) as heartbeat:
-        reports = _do_open_shards(job, run, state, heartbeat)
+        reports, known = _do_open_shards(job, run, state, heartbeat)
         job.clock.lap_work(reports, workers=config.workers)
         state.state = "publishing"
-        snapshot = publish_run(config.tables, run, prefix_depth=config.prefix_depth, experiment=config.experiment)
+        snapshot = publish_run(
+            config.tables, run, known=known, prefix_depth=config.prefix_depth, experiment=config.experiment
+        )
         job.clock.lap("publish")
         job.run_ids.append(run_id)
         page = record_run(
@@ -85,8 +87,14 @@ def execute(job: SegmentJob, run: Run) -> None:
         job.page = page or job.page
 
 
-def _do_open_shards(job: SegmentJob, run: Run, state: Progress, heartbeat: Heartbeat) -> list[ShardReport]:
-    """Marks by this process, images by workers; keeps the progress current and the failures below their limit."""
+def _do_open_shards(
+    job: SegmentJob, run: Run, state: Progress, heartbeat: Heartbeat
+) -> tuple[list[ShardReport], dict[int, ShardCommit]]:
+    """Marks by this process, images by workers; keeps the progress current and the failures below their limit.
+
+    Returns:
+        Reports of what was done now, and the commits that are known by then.
+    """
     config = job.config
     done = commits.read_commits(config.tables, run.settings.run_id)
     for table, count in (("predictions", "num_images"), ("failures", "num_failures")):
@@ -99,6 +107,7 @@ def _do_open_shards(job: SegmentJob, run: Run, state: Progress, heartbeat: Heart
     state.num_planned = sum(items.num_rows for items in run.shard_items(sorted(set(range(run.num_shards)) - of_marks)))
     job.clock.lap("plan")
     reports: list[ShardReport] = []
+    num_failures = 0
     for report in _reports(job, run, [shard for shard in left if shard not in of_marks]):
         reports.append(report)
         job.reports.append(report)
@@ -106,11 +115,12 @@ def _do_open_shards(job: SegmentJob, run: Run, state: Progress, heartbeat: Heart
         state.num_failures += report.num_failures
         state.num_here += report.num_images + report.num_failures
         _show(report, state)
+        num_failures += report.num_failures
         heartbeat.check()
-        _check_failures(config, run, sum(each.num_failures for each in reports))
+        _check_failures(config, run, num_failures)
     if run.settings.images == config.source:
         job.num_done += state.num_here
-    return reports
+    return reports, done | {report.result.shard: report.result for report in reports}
 
 
 def _show(report: ShardReport, state: Progress) -> None:
@@ -141,7 +151,7 @@ def _reports(job: SegmentJob, run: Run, left: list[int]) -> Iterator[ShardReport
     )
     num_left = sum(items.num_rows for items in run.shard_items(left))
     with progress(f"segment (run {run.settings.run_id})", total=num_left, unit="images") as advance:
-        for report in segment_shards(run, left, job=worker_job, workers=config.workers):
+        for report in segment_shards(left, job=worker_job, workers=config.workers):
             advance(report.num_images + report.num_failures)
             yield report
 

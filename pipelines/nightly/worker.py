@@ -1,10 +1,11 @@
 """The Ray Data part of `segment`: fetch shards, segment them, commit them.
 
-1. One row is one shard of the plan; Ray Data never splits a row, so a shard arrives at one worker whole.
-2. Fetching tasks turn it into encoded bytes, which travel through the object store: decoded photos are 20 times larger.
-3. Worker actors decode in threads, and one thread of each runs the network. Two shards are in work at once, so that the
-   network has the next shard's images while the last one's masks are encoded, staged and committed.
-4. A row of numbers per shard comes back. The results are on storage, committed.
+1. One row is a stretch of shards, by their numbers alone; Ray Data never splits a row. What is in a shard its worker
+   reads in the plan. Each row costs the driver 8 ms, so that of many shards a stretch has up to `MAX_STRETCH`.
+2. Worker actors fetch a shard ahead, decode in threads, and one thread of each runs the network. Two stretches are in
+   work at once, so that the network has the next shard's images while the last one's masks are encoded, staged and
+   committed.
+3. A report per shard comes back. The results are on storage, committed.
 
 Images above a size are set aside while the others of their shard are segmented; their tiles then share batches
 (`pipelines.nightly.tiles`). An image for which alone the device has no memory is shown in tiles too.
@@ -20,17 +21,17 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 
 from pipelines import live_metrics
 from pipelines.cluster import worker_environment
@@ -42,14 +43,14 @@ from pipelines.intake.timed_threads import TimedCall, TimedThreads
 from pipelines.nightly import attempts
 from pipelines.nightly.attempts import Attempt, Turns
 from pipelines.nightly.challenge import challenger_from_dict
-from pipelines.nightly.fetch import Failure, fetch_shard, from_stream, stays_in_place, to_stream
+from pipelines.nightly.fetch import Failure, fetch_images, stays_in_place
 from pipelines.nightly.rival import Rival
 from pipelines.nightly.rows import FIRST_BYTES, ShardRows, WorkItem
 from pipelines.nightly.stage_timer import SHARD, StageTimer
 from pipelines.nightly.tiles import failure_of, open_in_place, segment_tiled
 from pipelines.nightly.worker_job import ShardReport, WorkerJob
 from pipelines.tables import commits
-from pipelines.tables.runs import Run, ShardCommit
+from pipelines.tables.runs import ShardCommit
 from segcore.inference import Predictions, predict_ensemble, prepare
 from segcore.tiling import TiledMap
 
@@ -57,7 +58,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SHARDS_AT_ONCE = 2
+STRETCHES_AT_ONCE = 2
+"""Of a worker."""
+
+ENOUGH_STRETCHES = 2048
+MAX_STRETCH = 32
+STRETCHES_LEFT = 4  # for each worker, once they become shorter
 PENDING_BYTES = 256 * 2**20
 """Decoded images of one shard that wait for others of their size; the largest group goes first when there are more."""
 
@@ -68,25 +74,18 @@ EXIT_GAVE_UP, EXIT_DEVICE_LOST = 75, 74
 """Exit codes of workers that end themselves, for Ray's log; EX_TEMPFAIL and EX_IOERR of BSD's sysexits."""
 
 
-def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int) -> Iterator[ShardReport]:
-    """Segment and commit some shards of a run, and report each as it is done; Ray must run."""
+def segment_shards(shards: Sequence[int], *, job: WorkerJob, workers: int) -> Iterator[ShardReport]:
+    """Segment and commit some shards of the job's run, and report each; Ray must run."""
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its import has just set DEBUG; our own bar shows progress
     rows = [
-        pa.table({"shard": [shard], "payload": pa.array([to_stream(items)], pa.large_binary())})
-        for shard, items in zip(shards, run.shard_items(shards), strict=True)
+        pa.table({"shards": pa.array([stretch], pa.list_(pa.int32()))})
+        for stretch in stretches(shards, workers=workers)
     ]
-    fetched = ray.data.from_arrow(rows).map_batches(
-        fetch_shard,
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=workers),
-        num_cpus=0.5,  # it waits more than it works; and Ray Data would fuse it into the actors if it asked for as much
-    )
-    done = fetched.map_batches(
+    done = ray.data.from_arrow(rows).map_batches(
         ShardSegmenter,
         fn_constructor_args=(job,),
         compute=ActorPoolStrategy(
-            size=workers, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+            size=workers, max_concurrent_calls_per_actor=STRETCHES_AT_ONCE, enable_true_multi_threading=True
         ),
         batch_size=1,
         batch_format="pyarrow",
@@ -94,8 +93,21 @@ def segment_shards(run: Run, shards: list[int], *, job: WorkerJob, workers: int)
         num_gpus=1 if job.use_gpu else 0,
         runtime_env=worker_environment(use_gpu=job.use_gpu),
     )
-    for report in done.iter_rows():
-        yield ShardReport(**report)
+    for row in done.iter_rows():
+        yield ShardReport.from_json(row["report"])
+
+
+def stretches(shards: Sequence[int], *, workers: int) -> Iterator[Sequence[int]]:
+    """Cut shards into what workers are given at once: some thousand stretches at most, and at the end shorter ones.
+
+    The last of them are short so that no worker is left alone with many shards.
+    """
+    longest = min(max(len(shards) // ENOUGH_STRETCHES, 1), MAX_STRETCH)
+    start = 0
+    while start < len(shards):
+        length = min(longest, max((len(shards) - start) // (STRETCHES_LEFT * workers), 1))
+        yield shards[start : start + length]
+        start += length
 
 
 class ShardSegmenter:
@@ -111,6 +123,8 @@ class ShardSegmenter:
         # One thread: one stream of kernels, and one pool of OpenMP threads beside it.
         self.network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self.network.submit(_use_threads, job.threads).result()
+        self.plan = commits.PlannedShards(job.tables, job.settings.run_id)
+        self.fetchers = ThreadPoolExecutor(STRETCHES_AT_ONCE, thread_name_prefix="fetch")
         self.decoders = TimedThreads(job.decode_threads, seconds=job.image_seconds, name="decode")
         self.turns = Turns()
         self.attempts: set[Attempt] = set()  # in work
@@ -119,19 +133,34 @@ class ShardSegmenter:
         self.shown_seconds: dict[str, float] = {}  # by stage, to Prometheus
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Segment, stage, commit and promote one shard; returns its `ShardReport` as a row."""
-        with self.timer.stage(SHARD):
-            return self._do_shard(batch)
+        """Segment, stage, commit and promote a stretch of shards; returns their `ShardReport`s."""
+        reports = []
+        for found in self._fetched(batch["shards"][0].as_py()):
+            with self.timer.stage(SHARD):
+                reports.append(self._do_shard(found).to_json())
+        return pa.table({"report": reports})
 
-    def _do_shard(self, batch: pa.Table) -> pa.Table:
+    def _fetched(self, shards: list[int]) -> "Iterator[ShardCommit | tuple[int, pa.Table]]":
+        """Shards as `_fetch` gives them, one ahead."""
+        fetching: deque[Future[ShardCommit | tuple[int, pa.Table]]] = deque()
+        for shard, items in zip(shards, self.plan.items(shards), strict=True):
+            fetching.append(self.fetchers.submit(self._fetch, shard, items))
+            if len(fetching) > 1:
+                yield fetching.popleft().result()
+        while fetching:
+            yield fetching.popleft().result()
+
+    def _fetch(self, shard: int, items: pa.Table) -> "ShardCommit | tuple[int, pa.Table]":
+        """A shard with the bytes of its images; or its commit, where this worker or another one died after it."""
+        result = commits.read_commit(self.job.tables, self.job.settings.run_id, shard)
+        return (shard, fetch_images(items)) if result is None else result
+
+    def _do_shard(self, found: "ShardCommit | tuple[int, pa.Table]") -> ShardReport:
         began = time.time()
-        job, shard = self.job, int(batch["shard"][0].as_py())
-        result = commits.read_commit(job.tables, job.settings.run_id, shard)
-        if result is None:  # else: this worker, or another one, died after its commit
-            result = self._attempt(shard, from_stream(batch["payload"][0].as_buffer()))
+        result = found if isinstance(found, ShardCommit) else self._attempt(*found)
         with self.timer.stage("commit"):
-            commits.promote(job.tables, result)
-        return pa.Table.from_pylist([self._report(result, began)])
+            commits.promote(self.job.tables, result)
+        return self._report(result, began)
 
     def _attempt(self, shard: int, items: pa.Table) -> ShardCommit:
         """Segment, stage and commit; alone in this process where the shard, or another in its process, killed one."""
@@ -332,13 +361,11 @@ class ShardSegmenter:
         for stage, seconds in self.shown_seconds.items():
             live_metrics.count("segpipe_stage_seconds", seconds - shown.get(stage, 0.0), {"stage": stage})
 
-    def _report(self, result: ShardCommit, began: float) -> dict[str, Any]:
+    def _report(self, result: ShardCommit, began: float) -> ShardReport:
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
         self._show_stages()
-        report = ShardReport(
-            shard=result.shard,
-            num_images=result.num_rows("predictions"),
-            num_failures=result.num_rows("failures"),
+        return ShardReport(
+            result=result,
             began=began,
             ended=time.time(),
             worker_began=self.began,
@@ -346,7 +373,6 @@ class ShardSegmenter:
             worker_pid=os.getpid(),
             seconds=self.timer.seconds(),
         )
-        return dataclasses.asdict(report)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -453,7 +479,7 @@ def _collect(seen: list[_Seen], rows: ShardRows) -> None:
 
 
 def _work_items(items: pa.Table, attempt: Attempt) -> Iterator[WorkItem]:
-    """One at a time, so that the bytes of a shard are copied out of the object store image by image; suspects last."""
+    """One at a time, so that the bytes of a shard are copied out of its table image by image; suspects last."""
     failures = items.select(["stage", "error", "message", "retryable"]).to_pylist()
     tries = items["attempts"].to_pylist()
     data = items["data"]

@@ -1,10 +1,12 @@
 """What the workers of `segment` are told, and what they tell; without Ray."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 
 from pipelines.ensembles import MemberModel
 from pipelines.intake.images import MAX_PIXELS
-from pipelines.tables.runs import RunSettings
+from pipelines.tables.runs import RunSettings, ShardCommit
 from segcore.tile_grid import TilingConfig
 from segcore.tiling import why_not_tiled
 
@@ -54,9 +56,7 @@ class ShardReport:
     """What one shard cost and gave.
 
     Attributes:
-        shard: its number.
-        num_images: segmented.
-        num_failures: in the failures table.
+        result: its commit.
         began, ended: seconds since 1970 by the worker's clock.
         worker_began: when that worker had loaded its model.
         peak_memory_bytes: largest resident memory of the worker so far.
@@ -64,12 +64,30 @@ class ShardReport:
         seconds: of that worker so far, by stage; they add up to the time since `worker_began`.
     """
 
-    shard: int
-    num_images: int
-    num_failures: int
+    result: ShardCommit
     began: float
     ended: float
     worker_began: float
     peak_memory_bytes: int
     worker_pid: int
     seconds: dict[str, float]
+
+    @property
+    def num_images(self) -> int:
+        """Segmented."""
+        return self.result.num_rows("predictions")
+
+    @property
+    def num_failures(self) -> int:
+        """In the failures table."""
+        return self.result.num_rows("failures")
+
+    def to_json(self) -> str:
+        """`from_json` reverses it."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> "ShardReport":
+        """What `to_json` made text of."""
+        values = json.loads(text)
+        return ShardReport(**values | {"result": ShardCommit.from_dict(values["result"])})

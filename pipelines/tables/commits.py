@@ -26,17 +26,18 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from pipelines import storage
 from pipelines.fault_points import fault_point
-from pipelines.tables.runs import PLAN, WHOLE_RUN, PartFile, Run, RunSettings, ShardCommit, Snapshot
+from pipelines.tables.runs import PLAN, WHOLE_RUN, PartFile, Run, RunSettings, ShardCommit, Snapshot, shard_items
 from pipelines.tables.schemas import IMAGE_TABLES, SCHEMA_VERSION, SCHEMAS, TABLES, parquet_bytes
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ SETTINGS_KEY = b"segpipe.run"
 ABANDONED = "abandoned"
 STAGING_DAYS = 3.0  # staged files that no commit names are swept after this time: no attempt lives that long
 STORE_THREADS = 16
+PLAN_ROWS_AT_ONCE = 4096
+"""Of a row group, which a worker reads for its next shards: 100 million images have 24,000 in a footer of 20 MB."""
 
 
 def run_ids(tables: str) -> list[str]:
@@ -63,7 +66,8 @@ def create_run(tables: str, run: Run) -> bool:
     assert run.plan.schema.equals(PLAN), "not a plan"
     sink = io.BytesIO()
     settings = json.dumps(dataclasses.asdict(run.settings), sort_keys=True)
-    pq.write_table(run.plan.replace_schema_metadata({SETTINGS_KEY: settings}), sink, compression="zstd")
+    plan = run.plan.replace_schema_metadata({SETTINGS_KEY: settings})
+    pq.write_table(plan, sink, compression="zstd", row_group_size=PLAN_ROWS_AT_ONCE)
     fault_point("commits.plan")
     is_ours = storage.create_exclusive(_plan_uri(tables, run.settings.run_id), sink.getvalue())
     fault_point("commits.planned")
@@ -78,6 +82,29 @@ def read_run(tables: str, run_id: str) -> Run:
     """
     plan = pq.read_table(io.BytesIO(storage.read_bytes(_plan_uri(tables, run_id))))
     return Run(settings=_settings(plan.schema), plan=plan.replace_schema_metadata(None).cast(PLAN))
+
+
+class PlannedShards:
+    """What a worker reads of a plan: the row groups that hold the shards which it is given. Threads may share one."""
+
+    def __init__(self, tables: str, run_id: str) -> None:
+        self._fs, self._path = storage.filesystem(_plan_uri(tables, run_id))
+        with self._fs.open(self._path, "rb") as file:
+            self._footer = pq.read_metadata(file)
+        column = PLAN.get_field_index("shard")
+        known = [
+            self._footer.row_group(group).column(column).statistics for group in range(self._footer.num_row_groups)
+        ]
+        self._spans = [(each.min, each.max) for each in known]
+
+    def items(self, shards: Sequence[int]) -> list[pa.Table]:
+        """The work list of each of some shards, which lie close together."""
+        wanted = [
+            group for group, (first, last) in enumerate(self._spans) if any(first <= shard <= last for shard in shards)
+        ]
+        with self._fs.open(self._path, "rb") as file:
+            plan = pq.ParquetFile(file, metadata=self._footer).read_row_groups(wanted, use_threads=False)
+        return shard_items(plan.replace_schema_metadata(None).cast(PLAN), shards)
 
 
 def read_settings(tables: str, run_id: str) -> RunSettings:
@@ -175,20 +202,16 @@ def read_commit(tables: str, run_id: str, shard: int) -> ShardCommit | None:
         values = storage.read_json(_commit_uri(tables, run_id, shard))
     except FileNotFoundError:
         return None
-    return ShardCommit(
-        run_id=values["run_id"],
-        shard=values["shard"],
-        attempt=values["attempt"],
-        files=tuple(PartFile(**file) for file in values["files"]),
-    )
+    return ShardCommit.from_dict(values)
 
 
-def read_commits(tables: str, run_id: str) -> dict[int, ShardCommit]:
-    """Every committed shard of a run."""
+def read_commits(tables: str, run_id: str, *, known: Mapping[int, ShardCommit] | None = None) -> dict[int, ShardCommit]:
+    """Every committed shard of a run, in order; of those that are `known` nothing is read, since a commit stays."""
+    known = known or {}
     names = [uri.rpartition("/")[2] for uri in storage.list_files(storage.join(tables, "runs", run_id, "commits"))]
     shards = sorted(int(name.removesuffix(".json")) for name in names if re.fullmatch(r"\d+\.json", name))
     with ThreadPoolExecutor(STORE_THREADS) as pool:
-        found = pool.map(lambda shard: read_commit(tables, run_id, shard), shards)
+        found = pool.map(lambda shard: known.get(shard) or read_commit(tables, run_id, shard), shards)
         return {committed.shard: committed for committed in found if committed is not None}
 
 
@@ -205,13 +228,18 @@ def abandon(tables: str, run: Run) -> int:
 
 
 def publish(
-    tables: str, run: Run, *, stage_of_run: Callable[[list[ShardCommit]], ShardCommit] | None = None
+    tables: str,
+    run: Run,
+    *,
+    known: Mapping[int, ShardCommit] | None = None,
+    stage_of_run: Callable[[list[ShardCommit]], ShardCommit] | None = None,
 ) -> Snapshot:
     """Finish the promotions of a run whose shards are all committed, and publish it; idempotent.
 
     Args:
         tables: URI of the tables' folder.
         run: the run.
+        known: shards' results that need not be read again.
         stage_of_run: given the shards' results, which are in their places, stages the files of the run as a whole
             (`WHOLE_RUN`); called where they have no commit yet. None: there are none.
 
@@ -223,7 +251,7 @@ def publish(
     newest = newest_snapshot(tables)
     if run_id in newest.run_ids:  # nothing to look after: `maintain` may have merged and removed its files since
         return newest
-    commits = read_commits(tables, run_id)
+    commits = read_commits(tables, run_id, known=known)
     missing = set(range(run.num_shards)) - commits.keys()
     if missing:
         raise RuntimeError(f"{len(missing)} shards of run {run_id} have no commit, {min(missing)} first; run it again")
@@ -312,13 +340,13 @@ def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
     limit = time.time() - older_than_days * 86400
     removed = 0
     for run_id in storage.list_folders(storage.join(tables, "_staging")):
-        of_run = read_commit(tables, run_id, WHOLE_RUN)
-        committed = [*read_commits(tables, run_id).values(), *([of_run] if of_run else [])]
-        named = {file.staged for each in committed for file in each.files}
-        for path in fs.find(f"{root}/{run_id}"):
+        old = [path for path in fs.find(f"{root}/{run_id}") if _is_older(fs, path, limit)]
+        for path in old:
             relative = "_staging/" + path.removeprefix(root).lstrip("/")
-            with contextlib.suppress(FileNotFoundError):  # another job promoted or discarded it this moment
-                if relative not in named and fs.modified(path).timestamp() <= limit:
+            part = relative.split("/")[2]
+            committed = read_commit(tables, run_id, WHOLE_RUN if part == _part(WHOLE_RUN) else int(part))
+            if committed is None or relative not in {file.staged for file in committed.files}:
+                with contextlib.suppress(FileNotFoundError):  # another job discarded it this moment
                     fs.rm_file(path)
                     removed += 1
     if storage.is_local(fs):
@@ -327,6 +355,13 @@ def sweep(tables: str, *, older_than_days: float = STAGING_DAYS) -> int:
                 with contextlib.suppress(OSError):  # it is not empty
                     folder.rmdir()
     return removed
+
+
+def _is_older(fs: AbstractFileSystem, path: str, limit: float) -> bool:
+    try:
+        return bool(fs.modified(path).timestamp() <= limit)
+    except FileNotFoundError:  # another job promoted or discarded it this moment
+        return False
 
 
 def exclusive_create_works(tables: str) -> bool:

@@ -1,5 +1,6 @@
 """What `commits` keeps: a run's settings and plan, what an attempt at a shard left, a snapshot. Only data."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,12 +82,17 @@ class Run:
     def num_shards(self) -> int:
         return int(self.plan["shard"][-1].as_py()) + 1 if self.plan.num_rows else 0
 
-    def shard_items(self, shards: list[int]) -> list[pa.Table]:
+    def shard_items(self, shards: Sequence[int]) -> list[pa.Table]:
         """The work list of each of some shards."""
-        shard_of_row = self.plan["shard"].to_numpy()
-        starts = np.searchsorted(shard_of_row, shards, side="left")
-        stops = np.searchsorted(shard_of_row, shards, side="right")
-        return [self.plan.slice(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
+        return shard_items(self.plan, shards)
+
+
+def shard_items(plan: pa.Table, shards: Sequence[int]) -> list[pa.Table]:
+    """The rows of each of some shards in a plan, or in a piece of one."""
+    shard_of_row = plan["shard"].to_numpy()
+    starts = np.searchsorted(shard_of_row, shards, side="left")
+    stops = np.searchsorted(shard_of_row, shards, side="right")
+    return [plan.slice(start, stop - start) for start, stop in zip(starts, stops, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +115,16 @@ class ShardCommit:
     shard: int
     attempt: str
     files: tuple[PartFile, ...]
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "ShardCommit":
+        """From its fields as JSON gives them back; others are left out."""
+        return ShardCommit(
+            run_id=values["run_id"],
+            shard=values["shard"],
+            attempt=values["attempt"],
+            files=tuple(PartFile(**file) for file in values["files"]),
+        )
 
     def num_rows(self, table: str) -> int:
         """Rows that this shard adds to `table`."""

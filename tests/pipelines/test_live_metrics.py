@@ -15,6 +15,7 @@ from pipelines.nightly.claims import Progress
 from pipelines.nightly.stage_timer import StageTimer
 from pipelines.nightly.worker import ShardSegmenter
 from pipelines.nightly.worker_job import ShardReport
+from pipelines.tables.runs import PartFile, ShardCommit
 
 
 def test_without_ray_nothing_happens_and_ray_is_not_imported() -> None:
@@ -61,10 +62,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def test_a_shard_is_counted_with_what_is_left(recorded: dict[str, float]) -> None:
+    files = tuple(
+        PartFile(table=table, staged="", path="", num_rows=num_rows, num_bytes=0, sha256="")
+        for table, num_rows in (("predictions", 60), ("masks", 60), ("failures", 4))
+    )
     report = ShardReport(
-        shard=0,
-        num_images=60,
-        num_failures=4,
+        result=ShardCommit(run_id="000001", shard=0, attempt="a", files=files),
         began=0.0,
         ended=1.0,
         worker_began=0.0,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import storage
+from pipelines.night_report import metrics as night_metrics
 from pipelines.night_report import statistics as night_statistics
 from pipelines.night_report.drift import class_shares, js_distance, psi
 from pipelines.night_report.metrics import earlier_fractions, read_metrics, run_reference, stage_metrics
@@ -78,7 +79,11 @@ def test_a_prefix_is_the_first_folders_below_the_listed_one(uri: str, depth: int
     assert prefix_of(uri, IMAGES + "/", depth=depth) == expected
 
 
-def test_rows_hold_what_plain_loops_find(nights: Nights, reference: ModelReference) -> None:
+@pytest.mark.parametrize("shards_per_task", [1024, 3])
+def test_rows_hold_what_plain_loops_find(
+    nights: Nights, reference: ModelReference, monkeypatch: pytest.MonkeyPatch, shards_per_task: int
+) -> None:
+    monkeypatch.setattr(night_metrics, "SHARDS_PER_TASK", shards_per_task)
     good, turned = _shots(40, seed=1, prefix="good/"), _shots(25, seed=2, prefix="turned/", ground=0.7, brightness=0.2)
     turned[3] = replace(turned[3], brightness=None)  # as in a row of an older version
     nights.add(
@@ -141,7 +146,9 @@ def test_a_night_of_failures_alone_has_a_row(nights: Nights) -> None:
     assert (row["num_images"], row["num_failures"], row["failure_rate"], row["drift"]) == (0, 4, 1.0, None)
 
 
-def test_many_prefixes_share_one_row(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shards_per_task", [1024, 1])
+def test_many_prefixes_share_one_row(nights: Nights, monkeypatch: pytest.MonkeyPatch, shards_per_task: int) -> None:
+    monkeypatch.setattr(night_metrics, "SHARDS_PER_TASK", shards_per_task)
     monkeypatch.setattr(night_statistics, "MAX_PREFIXES", 2)
     nights.add([shot for index in range(4) for shot in _shots(2, seed=index, prefix=f"cam-{index}/")])
     assert {prefix: row["num_images"] for prefix, row in _rows(nights).items()} == {

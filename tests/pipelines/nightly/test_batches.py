@@ -1,12 +1,13 @@
-"""Images of one size share a batch; what waits for others of its size is bounded."""
+"""What a worker is given at once; images of one size share a batch, and what waits for others is bounded."""
 
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipelines.intake.images import DecodedImage
 from pipelines.nightly.rows import WorkItem
-from pipelines.nightly.worker import batches_of_one_size
+from pipelines.nightly.worker import MAX_STRETCH, batches_of_one_size, stretches
 
 
 def _item(place: int, *, height: int, width: int) -> WorkItem:
@@ -50,3 +51,29 @@ def test_waiting_images_stay_below_their_budget() -> None:
         waiting -= sum(item.image.pixels_HW3.nbytes for item in batch if item.image is not None)
         seen += [item.place for item in batch]
     assert sorted(seen) == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("num_shards", "workers", "most"),
+    [
+        (0, 2, 0),
+        (1, 8, 1),
+        (20, 2, 20),
+        (1500, 3, 1500),
+        (10_000, 4, 2600),
+        (100_000, 100, 5000),
+        (100_000, 1000, 20_000),
+    ],
+)
+def test_stretches_hold_every_shard_once_in_order_and_are_few(num_shards: int, workers: int, most: int) -> None:
+    shards = list(range(7, 7 + num_shards))
+    found = [list(stretch) for stretch in stretches(shards, workers=workers)]
+    assert [shard for stretch in found for shard in stretch] == shards
+    assert len(found) <= most
+    assert all(1 <= len(stretch) <= MAX_STRETCH for stretch in found)
+
+
+def test_the_last_stretches_are_single_shards_so_that_all_workers_end_together() -> None:
+    lengths = [len(stretch) for stretch in stretches(list(range(100_000)), workers=10)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] == MAX_STRETCH and lengths[-40:] == [1] * 40

@@ -1,15 +1,13 @@
 """Fetching a shard: what cannot be had is told, image by image."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines import storage
 from pipelines.nightly import fetch as segment_fetch
-from pipelines.nightly.fetch import fetch_shard, from_stream
-from tests.pipelines.shard_payloads import payload_of
+from pipelines.nightly.fetch import fetch_images
+from tests.pipelines.planned_shards import planned_shard
 
 
 def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +38,7 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
         "huge",
         "large",
     ]
-    fetched = from_stream(fetch_shard(payload_of(uris, [4, 4, 4, 4, 5, 101, 11]))["payload"][0].as_buffer()).to_pylist()
+    fetched = fetch_images(planned_shard(uris, [4, 4, 4, 4, 5, 101, 11])).to_pylist()
     found = [(row["data"], row["stage"], row["error"], row["retryable"], row["attempts"]) for row in fetched]
     assert found == [
         (b"good", None, None, None, 1),
@@ -52,10 +50,3 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_arrives(tmp_path: Path, mon
         (None, None, None, None, 0),  # its worker will read it where it lies
     ]
     assert fetched[4]["message"] == "it had 5 bytes when it was listed and has 4 now"
-
-
-def test_fetching_tasks_do_not_import_the_networks() -> None:
-    """Each is a process; importing PyTorch and timm would cost it five seconds."""
-    program = "import sys, pipelines.nightly.fetch; print('torch' in sys.modules, 'segcore.models' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "False False\n"

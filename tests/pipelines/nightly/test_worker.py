@@ -20,16 +20,15 @@ from pipelines.intake.images import DecodedImage, decode_image
 from pipelines.intake.windows import ImageWindows
 from pipelines.nightly import attempts
 from pipelines.nightly import worker as segment_worker
-from pipelines.nightly.fetch import fetch_shard, from_stream
 from pipelines.nightly.rows import ShardRows, WorkItem
 from pipelines.nightly.worker import ShardSegmenter
-from pipelines.nightly.worker_job import WorkerJob
+from pipelines.nightly.worker_job import ShardReport, WorkerJob
 from pipelines.pictures import png_bytes
 from pipelines.tables import commits
-from pipelines.tables.runs import PLAN, Run
+from pipelines.tables.runs import Run
 from segcore.inference import InferenceConfig, Member
 from tests.pipelines.night_tables import SETTINGS
-from tests.pipelines.shard_payloads import payload_of
+from tests.pipelines.planned_shards import planned_shard
 from tests.pipelines.skipping_clock import LIMIT, SkippingClock
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_model
 
@@ -49,8 +48,8 @@ class FailsOn(nn.Module):
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]]]:
-    """A worker in this process, a fetched shard of six images of two sizes, and their URIs."""
+def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, list[str]]]:
+    """A worker in this process, whose run has one shard of six images of two sizes, and their URIs."""
     model = write_model(tmp_path / "model")
     uris = []
     for index, (pixels_HW3, _) in enumerate(random_pairs(6, seed=0, sizes=((48, 64), (40, 56)))):
@@ -80,12 +79,17 @@ def worker(tmp_path: Path) -> Iterator[tuple[ShardSegmenter, pa.Table, list[str]
         image_seconds=60.0,
         use_gpu=False,
     )
-    batch = fetch_shard(payload_of(uris, [Path(uri).stat().st_size for uri in uris]))
-    plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
+    plan = planned_shard(uris, [Path(uri).stat().st_size for uri in uris])
     commits.create_run(job.tables, Run(settings=settings, plan=plan))
     threads = torch.get_num_threads()
-    yield ShardSegmenter(job), batch, uris
+    yield ShardSegmenter(job), uris
     torch.set_num_threads(threads)  # a worker sets its process's
+
+
+def report_of(segmenter: ShardSegmenter) -> ShardReport:
+    """Of the only shard of the segmenter's run."""
+    (row,) = segmenter(pa.table({"shards": [[0]]})).to_pylist()
+    return ShardReport.from_json(row["report"])
 
 
 def failures_of(segmenter: ShardSegmenter) -> list[dict[str, Any]]:
@@ -99,23 +103,23 @@ def predictions_of(segmenter: ShardSegmenter) -> list[dict[str, Any]]:
 
 
 def test_an_image_on_which_the_network_fails_costs_no_other(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], caplog: pytest.LogCaptureFixture
+    worker: tuple[ShardSegmenter, list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    segmenter, batch, uris = worker
+    segmenter, uris = worker
     segmenter.members = [replace_model(segmenter, FailsOn(segmenter.members[0].model, height=40))]
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (3, 3)
     assert "the network failed on a batch of 3 images" in caplog.text
     failures = failures_of(segmenter)
     assert sorted(row["uri"] for row in failures) == uris[1::2]
     assert {(row["stage"], row["error"], row["retryable"]) for row in failures} == {("infer", "OutOfMemoryError", True)}
 
 
-def test_an_image_that_makes_the_scores_nan_is_told_so(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
-    segmenter, batch, _ = worker
+def test_an_image_that_makes_the_scores_nan_is_told_so(worker: tuple[ShardSegmenter, list[str]]) -> None:
+    segmenter, _ = worker
     segmenter.members = [replace_model(segmenter, IsNanOn(segmenter.members[0].model, height=40))]
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (3, 3)
     messages = {row["message"] for row in failures_of(segmenter)}
     assert len(messages) == 1 and "scores are not finite" in messages.pop()
 
@@ -129,11 +133,11 @@ def _rows_of_another_run(
     run_id = f"{int(segmenter.job.settings.run_id) + 1:06d}"
     settings = replace(segmenter.job.settings, run_id=run_id, tiling=tiling)
     segmenter.job = replace(segmenter.job, settings=settings)
-    batch = fetch_shard(payload_of([str(path)], [path.stat().st_size]))
-    plan = from_stream(batch["payload"][0].as_buffer()).select(PLAN.names).cast(PLAN)
+    plan = planned_shard([str(path)], [path.stat().st_size])
     commits.create_run(segmenter.job.tables, Run(settings=settings, plan=plan))
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (1, 0)
+    segmenter.plan = commits.PlannedShards(segmenter.job.tables, run_id)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (1, 0)
     day = f"run_date={settings.run_date}/part-{run_id}-00000.parquet"
     prediction, mask = (
         pa.parquet.read_table(Path(segmenter.job.tables, table, day)).to_pylist()[0]
@@ -143,9 +147,9 @@ def _rows_of_another_run(
 
 
 def test_a_large_image_is_shown_in_tiles_and_so_is_one_that_does_not_fit_the_device(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], tmp_path: Path
+    worker: tuple[ShardSegmenter, list[str]], tmp_path: Path
 ) -> None:
-    segmenter, _, _ = worker
+    segmenter, _ = worker
     ((pixels_HW3, _),) = random_pairs(1, seed=3, sizes=((100, 200),))
     whole, whole_mask = _rows_of_another_run(segmenter, pixels_HW3, tmp_path)
     assert (whole["num_tiles"], whole["notes"]) == (1, [])
@@ -178,39 +182,39 @@ def replace_model(segmenter: ShardSegmenter, model: nn.Module) -> Member:
 
 
 def test_a_shard_that_is_committed_already_is_not_computed_again(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]],
+    worker: tuple[ShardSegmenter, list[str]],
 ) -> None:
     """As when Ray repeats a call whose worker died after its commit."""
-    segmenter, batch, _ = worker
-    first = segmenter(batch).to_pylist()[0]
+    segmenter, _ = worker
+    first = report_of(segmenter)
     segmenter.members = [replace_model(segmenter, FailsOn(segmenter.members[0].model, height=48))]
-    again = segmenter(batch).to_pylist()[0]
-    assert (again["num_images"], again["num_failures"]) == (first["num_images"], first["num_failures"]) == (6, 0)
+    again = report_of(segmenter)
+    assert (again.num_images, again.num_failures) == (first.num_images, first.num_failures) == (6, 0)
 
 
 def test_the_network_has_threads_of_its_own(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]],
+    worker: tuple[ShardSegmenter, list[str]],
 ) -> None:
     segmenter = ShardSegmenter(replace(worker[0].job, threads=3))
     assert segmenter.network.submit(torch.get_num_threads).result() == 3
 
 
 def test_a_model_that_changed_since_the_plan_is_refused(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], tmp_path: Path
+    worker: tuple[ShardSegmenter, list[str]], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "model", seed=1)
     with pytest.raises(ValueError, match=r"has changed since this work was planned: .*; put the planned model back"):
         ShardSegmenter(worker[0].job)
 
 
-def test_a_batch_that_fails_is_halved(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
+def test_a_batch_that_fails_is_halved(worker: tuple[ShardSegmenter, list[str]]) -> None:
     """As long as the halves fail: what fits the device is not taken apart further."""
-    segmenter, batch, _ = worker
+    segmenter, _ = worker
     segmenter.job = replace(segmenter.job, batch_size=3)
     network = FitsTwo(segmenter.members[0].model)
     segmenter.members = [replace_model(segmenter, network)]
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (6, 0)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (6, 0)
     assert network.sizes == [3, 1, 2] * 2
 
 
@@ -230,9 +234,9 @@ class FitsTwo(nn.Module):
 
 
 def test_an_image_whose_mask_cannot_be_encoded_fails_at_encode(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmenter, batch, uris = worker
+    segmenter, uris = worker
     add_prediction = ShardRows.add_prediction
 
     def short_of_memory(rows: Any, item: WorkItem, *arguments: Any, infer_ms: float) -> None:
@@ -241,8 +245,8 @@ def test_an_image_whose_mask_cannot_be_encoded_fails_at_encode(
             raise MemoryError("no room for the row")
 
     monkeypatch.setattr(ShardRows, "add_prediction", short_of_memory)
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (5, 1)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (5, 1)
     assert [(row["uri"], row["stage"], row["error"]) for row in failures_of(segmenter)] == [
         (uris[2], "encode", "MemoryError")
     ]
@@ -264,15 +268,15 @@ def kills(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_that_kills_its_worker_is_found_and_all_others_are_segmented(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, uris = worker
+    first, uris = worker
     kills(Path(uris[4]).read_bytes(), monkeypatch)
     for _ in range(3):
         with pytest.raises(Died):
-            ShardSegmenter(first.job)(batch)
-    report = ShardSegmenter(first.job)(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (5, 1)
+            report_of(ShardSegmenter(first.job))
+    report = report_of(ShardSegmenter(first.job))
+    assert (report.num_images, report.num_failures) == (5, 1)
     row = failures_of(first)[0]
     assert (row["uri"], row["stage"], row["error"], row["attempts"], row["retryable"]) == (
         uris[4], "decode", "WorkerDied", 3, False
@@ -287,9 +291,9 @@ def in_tiles(segmenter: ShardSegmenter, **changes: Any) -> WorkerJob:
 
 
 def test_an_image_in_tiles_that_kills_its_worker_is_found_and_all_others_are_segmented(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, uris = worker
+    first, uris = worker
     deadly = decode_image(Path(uris[4]).read_bytes()).pixels_HW3
     read = ImageWindows.read
 
@@ -303,9 +307,9 @@ def test_an_image_in_tiles_that_kills_its_worker_is_found_and_all_others_are_seg
     job = in_tiles(first)
     for _ in range(3):
         with pytest.raises(Died):
-            ShardSegmenter(job)(batch)
-    report = ShardSegmenter(job)(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (5, 1)
+            report_of(ShardSegmenter(job))
+    report = report_of(ShardSegmenter(job))
+    assert (report.num_images, report.num_failures) == (5, 1)
     (row,) = failures_of(first)
     assert (row["uri"], row["stage"], row["error"], row["attempts"]) == (uris[4], "infer", "WorkerDied", 3)
     notes = [row["notes"] for row in predictions_of(first)]
@@ -313,9 +317,9 @@ def test_an_image_in_tiles_that_kills_its_worker_is_found_and_all_others_are_seg
 
 
 def test_an_image_in_tiles_whose_reading_does_not_end_is_left_behind(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, uris = worker
+    first, uris = worker
     clock, over = SkippingClock(monkeypatch), threading.Event()
     stuck = decode_image(Path(uris[2]).read_bytes()).pixels_HW3
     read = ImageWindows.read
@@ -330,8 +334,8 @@ def test_an_image_in_tiles_whose_reading_does_not_end_is_left_behind(
         return pixels_HW3
 
     monkeypatch.setattr(ImageWindows, "read", reading)
-    report = ShardSegmenter(in_tiles(first, image_seconds=LIMIT, decode_threads=1))(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (5, 1)
+    report = report_of(ShardSegmenter(in_tiles(first, image_seconds=LIMIT, decode_threads=1)))
+    assert (report.num_images, report.num_failures) == (5, 1)
     (row,) = failures_of(first)
     assert (row["uri"], row["stage"], row["error"], row["retryable"]) == (uris[2], "decode", "TimeoutError", False)
     assert f"decoding took more than {LIMIT * 48 * 64 / (40 * 56):g} s" in row["message"]
@@ -340,12 +344,12 @@ def test_an_image_in_tiles_whose_reading_does_not_end_is_left_behind(
     over.set()
 
 
-def test_what_a_network_raises_on_tiles_ends_in_rows(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
-    segmenter, batch, _ = worker
+def test_what_a_network_raises_on_tiles_ends_in_rows(worker: tuple[ShardSegmenter, list[str]]) -> None:
+    segmenter, _ = worker
     segmenter.job = in_tiles(segmenter)
     segmenter.members = [replace_model(segmenter, Bug(segmenter.members[0].model, height=48))]
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (3, 3)
     assert {(row["stage"], row["error"], row["retryable"]) for row in failures_of(segmenter)} == {
         ("infer", "KeyError", True)
     }
@@ -360,10 +364,10 @@ class Bug(FailsOn):
         return self.network(images_N3HW)
 
 
-def test_a_shard_without_trouble_leaves_one_marker(worker: tuple[ShardSegmenter, pa.Table, list[str]]) -> None:
-    segmenter, batch, _ = worker
-    segmenter(batch)
-    segmenter(batch)  # which finds the commit
+def test_a_shard_without_trouble_leaves_one_marker(worker: tuple[ShardSegmenter, list[str]]) -> None:
+    segmenter, _ = worker
+    report_of(segmenter)
+    report_of(segmenter)  # which finds the commit
     assert [path.name for path in Path(segmenter.job.tables).rglob("attempts/*/*")] == ["1.json"]
 
 
@@ -384,13 +388,13 @@ class Stuck:
 
 
 def test_an_image_whose_decoding_does_not_end_is_left_behind(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, uris = worker
+    first, uris = worker
     stuck = Stuck(uris[1:3], monkeypatch)
     segmenter = ShardSegmenter(replace(first.job, image_seconds=LIMIT, decode_threads=1))
-    report = segmenter(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (4, 2)
+    report = report_of(segmenter)
+    assert (report.num_images, report.num_failures) == (4, 2)
     rows = failures_of(segmenter)
     assert [row["uri"] for row in rows] == uris[1:3]
     assert {(row["stage"], row["error"], row["retryable"]) for row in rows} == {("decode", "TimeoutError", False)}
@@ -399,9 +403,9 @@ def test_an_image_whose_decoding_does_not_end_is_left_behind(
 
 
 def test_a_worker_with_too_many_stuck_threads_ends_itself_and_the_next_leaves_its_images_alone(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, uris = worker
+    first, uris = worker
     codes: list[int] = []
 
     def leave(code: int) -> None:
@@ -413,22 +417,22 @@ def test_a_worker_with_too_many_stuck_threads_ends_itself_and_the_next_leaves_it
     stuck = Stuck(uris[:3], monkeypatch)
     job = replace(first.job, image_seconds=LIMIT, decode_threads=1)
     with pytest.raises(Died):
-        ShardSegmenter(job)(batch)
+        report_of(ShardSegmenter(job))
     assert codes == [segment_worker.EXIT_GAVE_UP]
     following = attempts.begin(job.tables, job.settings.run_id, 0)
     assert not following.is_careful and not following.suspects
     assert [following.failure(f"w{index}") is not None for index in range(3)] == [True, True, False]
     following.gives_up()
-    report = ShardSegmenter(job)(batch).to_pylist()[0]
-    assert (report["num_images"], report["num_failures"]) == (3, 3)
+    report = report_of(ShardSegmenter(job))
+    assert (report.num_images, report.num_failures) == (3, 3)
     assert {row["error"] for row in failures_of(first)} == {"TimeoutError"}
     stuck.over.set()
 
 
 def test_a_careful_attempt_begins_in_a_process_without_stuck_threads(
-    worker: tuple[ShardSegmenter, pa.Table, list[str]], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[ShardSegmenter, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, batch, _ = worker
+    first, _ = worker
     attempts.begin(first.job.tables, first.job.settings.run_id, 0)  # and dies
 
     def leave(code: int) -> None:
@@ -441,9 +445,9 @@ def test_a_careful_attempt_begins_in_a_process_without_stuck_threads(
     with pytest.raises(TimeoutError):
         segmenter.decoders.result(call)
     with pytest.raises(Died):
-        segmenter(batch)
+        report_of(segmenter)
     over.set()
-    assert ShardSegmenter(first.job)(batch).to_pylist()[0]["num_images"] == 6
+    assert report_of(ShardSegmenter(first.job)).num_images == 6
 
 
 def test_a_worker_whose_gpu_is_lost_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -311,6 +311,47 @@ def test_the_open_shards_of_an_abandoned_run_stay_empty_even_if_a_worker_still_f
     assert sorted(file["path"] for file in snapshot.files) == _visible_files(tables)
 
 
+def test_a_worker_reads_of_a_plan_what_its_shards_need(tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "PLAN_ROWS_AT_ONCE", 4)
+    run = _run(shards=(3, 2, 9, 1, 1, 4, 5))
+    commits.create_run(tables, run)
+    planned = commits.PlannedShards(tables, run.settings.run_id)
+    for shards in ([0], [2], [2, 3, 5], list(range(7)), [6]):
+        found = planned.items(shards)
+        assert [each.to_pylist() for each in found] == [each.to_pylist() for each in run.shard_items(shards)]
+    read: list[list[int]] = []
+    read_row_groups = pq.ParquetFile.read_row_groups
+
+    def reading(file: pq.ParquetFile, groups: list[int], **named: Any) -> pa.Table:
+        read.append(groups)
+        return read_row_groups(file, groups, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", reading)
+    planned.items([6])
+    assert read == [[5, 6]]
+
+
+def test_a_commit_that_is_known_is_not_read_again(tables: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _run()
+    commits.create_run(tables, run)
+    for shard in range(3):
+        commits.promote(tables, commits.commit(tables, _stage(tables, run, shard)))
+    before = commits.read_commits(tables, "000001")
+    read: list[int] = []
+    read_commit = commits.read_commit
+
+    def reading(tables: str, run_id: str, shard: int) -> ShardCommit | None:
+        read.append(shard)
+        return read_commit(tables, run_id, shard)
+
+    monkeypatch.setattr(commits, "read_commit", reading)
+    known = {shard: before[shard] for shard in (0, 2)}
+    assert commits.read_commits(tables, "000001", known=known) == before
+    assert read == [1]
+    assert commits.publish(tables, run, known=known).number == 1
+    assert read == [1, 1, WHOLE_RUN]
+
+
 def test_the_sweep_keeps_what_a_commit_names(tables: str) -> None:
     run = _run()
     commits.create_run(tables, run)
