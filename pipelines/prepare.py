@@ -20,21 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
 from pipelines.cluster import TASK_RETRIES, cluster_size, ray_cluster
-from pipelines.datasets import Listing, list_dataset
-from pipelines.datasets.camvid import CamVidConfig
-from pipelines.datasets.class_folders import ClassFoldersConfig
-from pipelines.datasets.folder import FolderConfig
-from pipelines.datasets.label_crops import LabelCropsConfig
+from pipelines.datasets import DatasetConfig, Listing, list_dataset
 from pipelines.datasets.listing import ClassificationListing, CropListing, Entry
-from pipelines.datasets.object_crops import ObjectCropsConfig
-from pipelines.datasets.scenes import ScenesConfig
 from pipelines.fault_points import fault_point
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
@@ -70,14 +62,7 @@ logger = logging.getLogger(__name__)
 class PrepareConfig:
     """What to prepare, and where to."""
 
-    dataset: (
-        Annotated[CamVidConfig, tyro.conf.subcommand("camvid")]
-        | Annotated[FolderConfig, tyro.conf.subcommand("folder")]
-        | Annotated[ScenesConfig, tyro.conf.subcommand("scenes")]
-        | Annotated[ClassFoldersConfig, tyro.conf.subcommand("class_folders")]
-        | Annotated[LabelCropsConfig, tyro.conf.subcommand("label_crops")]
-        | Annotated[ObjectCropsConfig, tyro.conf.subcommand("object_crops")]
-    )
+    dataset: DatasetConfig
     """Layout of the raw data."""
     output: str
     """Folder or URI of the prepared dataset: new, empty, or begun by the same command."""

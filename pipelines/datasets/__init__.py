@@ -1,14 +1,16 @@
 """Importers of public layouts, one file each. An importer lists samples; `pipelines.prepare` reads and checks them.
 
-To add one: a frozen config whose docstrings are the help text, `list_samples(config) -> DatasetListing` (or
-`ClassificationListing`: one class per image, to pre-train backbones on; `CropListing`: pieces of images that were
-prepared before), an entry in `DATASETS` and in the subcommands
-of `pipelines.prepare.PrepareConfig`, and a generator of fake data in the real layout (`tests/data/<name>/make.py`).
+To add one: a file with a frozen config whose docstrings are the help text, and `list_samples(config) -> DatasetListing`
+(or `ClassificationListing`: one class per image, to pre-train backbones on; `CropListing`: pieces of images that were
+prepared before); its line in `DATASETS`; and a generator of fake data in the real layout
+(`tests/data/<name>/make.py`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import tyro
 
 from pipelines.datasets import camvid, class_folders, folder, label_crops, object_crops, scenes
 from pipelines.datasets.listing import (
@@ -36,33 +38,32 @@ __all__ = [
     "list_dataset",
 ]
 
-DatasetConfig = (
-    camvid.CamVidConfig
-    | folder.FolderConfig
-    | scenes.ScenesConfig
-    | class_folders.ClassFoldersConfig
-    | label_crops.LabelCropsConfig
-    | object_crops.ObjectCropsConfig
-)
 Listing = DatasetListing | ClassificationListing | CropListing
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Importer:
-    """A public layout: its config and the function that lists it."""
+    """A public layout: its config, whose fields are the subcommand's options, and the function that lists it."""
 
-    config_type: type[DatasetConfig]
+    config_type: type[Any]
     list_samples: Callable[[Any], Listing]
 
 
 DATASETS: dict[str, Importer] = {
-    "camvid": Importer(config_type=camvid.CamVidConfig, list_samples=camvid.list_samples),
-    "folder": Importer(config_type=folder.FolderConfig, list_samples=folder.list_samples),
-    "scenes": Importer(config_type=scenes.ScenesConfig, list_samples=scenes.list_samples),
-    "class_folders": Importer(config_type=class_folders.ClassFoldersConfig, list_samples=class_folders.list_samples),
-    "label_crops": Importer(config_type=label_crops.LabelCropsConfig, list_samples=label_crops.list_samples),
-    "object_crops": Importer(config_type=object_crops.ObjectCropsConfig, list_samples=object_crops.list_samples),
+    "camvid": Importer(camvid.CamVidConfig, camvid.list_samples),
+    "folder": Importer(folder.FolderConfig, folder.list_samples),
+    "scenes": Importer(scenes.ScenesConfig, scenes.list_samples),
+    "class_folders": Importer(class_folders.ClassFoldersConfig, class_folders.list_samples),
+    "label_crops": Importer(label_crops.LabelCropsConfig, label_crops.list_samples),
+    "object_crops": Importer(object_crops.ObjectCropsConfig, object_crops.list_samples),
 }
+
+if TYPE_CHECKING:
+    DatasetConfig = Any  # one of the configs
+else:  # subcommands of a job that reads one
+    DatasetConfig = Union[  # noqa: UP007  made of the table
+        tuple(Annotated[each.config_type, tyro.conf.subcommand(name)] for name, each in DATASETS.items())
+    ]
 
 
 def list_dataset(config: DatasetConfig) -> Listing:
