@@ -1,12 +1,8 @@
 """An image classifier, timm's or ours, that gives its features by stride, at a chosen output stride."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
-import timm
-from timm.layers.conv_bn_act import ConvNormAct
-from timm.models._features import FeatureInfo
-from timm.models.xception_aligned import XceptionAligned, XceptionModule
 from torch import Tensor, nn
 
 from segcore.backbones.catalogue import FEATURE_STRIDES, OUTPUT_STRIDES, backbone_spec
@@ -53,6 +49,7 @@ class Backbone(nn.Module):
         spec = backbone_spec(name)
         if output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output stride {output_stride} is not one of {OUTPUT_STRIDES}")
+        self._features: Callable[[nn.Module, Tensor], dict[int, Tensor]] = _features_by_stride
         is_vgg = spec.architecture.startswith("vgg16")
         if vgg_layout != "classifier" and not is_vgg:
             raise ValueError(f"backbone {name!r} has no layout {vgg_layout!r}; choose vgg16 or vgg16_bn")
@@ -75,17 +72,25 @@ class Backbone(nn.Module):
         elif spec.architecture == "xception39":
             self.body, channels = Xception39(output_stride=output_stride, in_channels=in_channels), XCEPTION39_CHANNELS
         else:
-            self.body, channels = _build_body(spec.architecture, output_stride=output_stride, in_channels=in_channels)
+            from segcore.backbones import timm_bodies  # timm takes as long to import as PyTorch
+
+            self.body, channels = timm_bodies.build_body(
+                spec.architecture, output_stride=output_stride, in_channels=in_channels
+            )
+            if spec.architecture.startswith("xception"):
+                self._features = timm_bodies.xception_features
         self.channels = dict(zip(FEATURE_STRIDES, channels, strict=True))
         if multi_grid:
             _multiply_dilations(self, multi_grid)
 
     def forward(self, images_NKHW: Tensor) -> dict[int, Tensor]:
         """Features by nominal stride; images are normalised with the backbone's own mean and std."""
-        if isinstance(self.body, XceptionAligned):
-            return _xception_features(self.body, images_NKHW)
-        features: list[Tensor] = self.body(images_NKHW)
-        return dict(zip(FEATURE_STRIDES, features, strict=True))
+        return self._features(self.body, images_NKHW)
+
+
+def _features_by_stride(body: nn.Module, images_NKHW: Tensor) -> dict[int, Tensor]:
+    features: list[Tensor] = body(images_NKHW)
+    return dict(zip(FEATURE_STRIDES, features, strict=True))
 
 
 def build_backbone(
@@ -148,56 +153,3 @@ def _multiply_dilations(backbone: Backbone, multi_grid: tuple[int, ...]) -> None
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
                 dilation = factor * layer.dilation[0]
                 layer.dilation, layer.padding = (dilation, dilation), (dilation, dilation)
-
-
-def _build_body(architecture: str, *, output_stride: int, in_channels: int) -> tuple[nn.Module, list[int]]:
-    """The timm module and the channels of its five features."""
-    if architecture.startswith("xception"):
-        body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, num_classes=0)
-        if architecture == "xception71" and output_stride == 8:
-            _keep_projections(body, timm.create_model(architecture, in_chans=in_channels, num_classes=0))
-        taps: list[int] = [tap["num_chs"] for tap in cast(XceptionAligned, body).feature_info]
-        return body, [*taps[:3], _modules(body)[-2].in_channels, taps[-1]]
-    body = timm.create_model(architecture, in_chans=in_channels, output_stride=output_stride, features_only=True)
-    channels: list[int] = cast(FeatureInfo, body.feature_info).channels()
-    return body, channels
-
-
-def _keep_projections(body: nn.Module, whole: nn.Module) -> None:
-    """Give blocks of `body` the skip projections of `whole`, which has all its strides, without these strides.
-
-    timm leaves the projection out where neither width nor stride changes: Xception-71's block of 728 channels that lost
-    its stride then has no place for the pre-trained one, and weights of one output stride do not fit another.
-    """
-    for block, original in zip(_modules(body), _modules(whole), strict=True):
-        projection = dict(original.named_children()).get("shortcut")
-        if isinstance(projection, ConvNormAct) and "shortcut" not in dict(block.named_children()):
-            projection.conv.stride = (1, 1)
-            block.shortcut = projection
-
-
-def _xception_features(body: XceptionAligned, images_NKHW: Tensor) -> dict[int, Tensor]:
-    """Features where the papers tap them, which timm's `features_only` cannot give for stride 16.
-
-    2, 4, 8: second separable convolution of the strided entry blocks, after its ReLU (4 is DeepLabV3+'s low-level
-    feature; TF takes it before the ReLU). 16: output of the middle flow (DUpsampling's `mfb1u16c3`, there before the
-    sum with the skip). 32: output of the exit flow.
-    """
-    features: dict[int, Tensor] = {}
-    x = body.stem(images_NKHW)
-    taps = dict(zip(body.feature_ends[:3], (2, 4, 8), strict=True))  # Xception-71 has two more blocks in between
-    blocks = _modules(body)
-    for index, block in enumerate(blocks):
-        if index in taps:
-            x, features[taps[index]] = block.forward_with_tap(x)
-        else:
-            x = block(x)
-        if index == len(blocks) - 3:
-            features[16] = x
-    features[32] = x
-    return features
-
-
-def _modules(body: nn.Module) -> list[XceptionModule]:
-    """Entry, middle and exit flow, in order."""
-    return [cast(XceptionModule, block) for block in cast(XceptionAligned, body).blocks]

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
@@ -52,7 +51,7 @@ def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
         id(module.running_mean): module
         for module in model.modules()
         if isinstance(module, nn.BatchNorm2d)
-        and type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+        and (type(module) is nn.BatchNorm2d or _holds_activation(module))
         and not module.training
     }
     folded = 0
@@ -61,11 +60,18 @@ def fold_batch_norm(model: nn.Module, images_N3HW: Tensor) -> int:
             continue
         norm = norms[id(running_mean)]
         _fold(convolutions[id(weight)], norm)
-        rest = nn.Sequential(norm.drop, norm.act) if type(norm) is BatchNormAct2d else nn.Identity()
+        rest: nn.Module = nn.Identity()
+        if _holds_activation(norm):
+            rest = nn.Sequential(norm.get_submodule("drop"), norm.get_submodule("act"))
         for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is norm]:
             model.set_submodule(name, rest)
         folded += 1
     return folded
+
+
+def _holds_activation(norm: nn.Module) -> bool:
+    """Whether this is timm's normalisation with an activation behind it; by its name: timm takes seconds to import."""
+    return (type(norm).__module__, type(norm).__qualname__) == ("timm.layers.norm_act", "BatchNormAct2d")
 
 
 def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:

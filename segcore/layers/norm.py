@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -65,6 +64,8 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     `torch.nn.SyncBatchNorm.convert_sync_batchnorm` must not be used: timm's EfficientNets and MobileNets hold the
     activation inside their normalisation layer, and it would be dropped without a word.
     """
+    from timm.layers.norm_act import convert_sync_batchnorm  # seconds to import
+
     converted: nn.Module = convert_sync_batchnorm(model)
     return converted
 

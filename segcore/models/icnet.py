@@ -29,7 +29,6 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch.nn.functional as F
-from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from segcore.backbones import dilate_first_blocks, fitting_weights
@@ -131,6 +130,8 @@ class CascadeResNet(nn.Module):
         self.imagenet_layout = config.imagenet_layout
         planes = tuple(round(config.width * width) for width in PUBLISHED_PLANES)
         self.channels = (4 * planes[1], 4 * planes[3])
+        from timm.models.resnet import Bottleneck, ResNet  # seconds to import
+
         self.body = ResNet(
             Bottleneck,  # type: ignore[arg-type]  # timm annotates an instance and takes the class
             BLOCKS[config.backbone],

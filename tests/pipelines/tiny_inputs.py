@@ -23,7 +23,7 @@ from segcore.models import DeepLabV3PlusConfig, ModelConfig, build_model
 CLASS_NAMES = ("sky", "road", "tree (tall)", "never")
 PALETTE = ((70, 130, 180), (128, 64, 128), (107, 142, 35), (255, 255, 255))
 NETWORK = DeepLabV3PlusConfig(
-    backbone="mobilenet_v3_small", output_stride=32, aspp_channels=16, low_level_features=(), decoder_channels=16
+    backbone="xception39", output_stride=32, aspp_channels=16, low_level_features=(), decoder_channels=16
 )
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -96,7 +96,7 @@ def write_model(
     """Write a model folder with random weights, whose class maps vary within an image; returns its path."""
     torch.manual_seed(seed)
     network = DeepLabV3PlusConfig(
-        backbone="mobilenet_v3_small",
+        backbone="xception39",
         output_stride=32,
         aspp_channels=width,
         low_level_channels=8,

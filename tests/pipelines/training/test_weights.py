@@ -100,14 +100,14 @@ def test_efficientnet_weights_beside_the_checkout_fill_the_backbone(weights_fold
 
 def test_the_model_folder_of_a_segmentation_network_gives_its_backbone(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", seed=5)
-    state = resolve_weights(folder, backbone="mobilenet_v3_small")
+    state = resolve_weights(folder, backbone="xception39")
     assert state is not None
-    backbone = build_backbone("mobilenet_v3_small", output_stride=16)
+    backbone = build_backbone("xception39", output_stride=16)
     load_backbone_weights(backbone, state)
     whole = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
     for name, tensor in backbone.body.state_dict().items():
         assert torch.equal(tensor, whole[f"backbone.body.{name}"])
-    digest = weights_digest(folder, backbone="mobilenet_v3_small")
+    digest = weights_digest(folder, backbone="xception39")
     assert digest == read_card(folder)[1]
 
 
@@ -120,7 +120,7 @@ def test_only_a_model_folder_has_a_digest(tmp_path: Path) -> None:
 def test_a_model_on_another_backbone_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     for ask in (resolve_weights, weights_digest):
-        with pytest.raises(ValueError, match=r"on backbone 'mobilenet_v3_small', .* on 'resnet18'; give a model on"):
+        with pytest.raises(ValueError, match=r"on backbone 'xception39', .* on 'resnet18'; give a model on"):
             ask(folder, backbone="resnet18")
 
 
@@ -131,7 +131,7 @@ def test_a_model_folder_that_changed_or_is_none_is_refused(tmp_path: Path) -> No
     data[-2] ^= 1
     path.write_bytes(bytes(data))
     with pytest.raises(ValueError, match="model.safetensors has changed since it was written"):
-        resolve_weights(folder, backbone="mobilenet_v3_small")
+        resolve_weights(folder, backbone="xception39")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text('{"kind": "prepared_dataset"}')
     with pytest.raises(ValueError, match="is a 'prepared_dataset', expected a 'model'"):
@@ -160,14 +160,12 @@ def test_a_model_folder_of_the_same_network_gives_all_of_it(tmp_path: Path) -> N
 
 def test_a_whole_network_of_another_kind_or_for_other_data_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
-    with pytest.raises(
-        ValueError, match=r"is a deeplab_v3plus on mobilenet_v3_small, and .* a deeplab_v3 on mobilenet_v3_small; give"
-    ):
-        ask(folder, network=DeepLabV3Config(backbone="mobilenet_v3_small"))
+    with pytest.raises(ValueError, match=r"is a deeplab_v3plus on xception39, and .* a deeplab_v3 on xception39; give"):
+        ask(folder, network=DeepLabV3Config(backbone="xception39"))
     with pytest.raises(ValueError, match=r"and this recipe trains a deeplab_v3plus on resnet18"):
         ask(folder, network=dataclasses.replace(NETWORK, backbone="resnet18"))
     with pytest.raises(ValueError, match="holds a segmentation network, expected an image classifier"):
-        ask(folder, network=ClassifierConfig(backbone="mobilenet_v3_small"))
+        ask(folder, network=ClassifierConfig(backbone="xception39"))
     with pytest.raises(ValueError, match=r"was trained on 4 classes \(sky, .*\), and the dataset has 2 \(a, b\)"):
         ask(folder, class_names=("a", "b"))
     with pytest.raises(ValueError, match="another label PCA, which is a part of the network"):
