@@ -241,6 +241,8 @@ def segmentation_rows(
     except OSError as error:
         uri = sample.label_uri if sample.label_uri in str(error) else sample.image_uri
         raise _unreadable(uri, error) from error
+    except ImageError as error:  # of a label that the importer decoded, to make class indices of something else
+        raise _UnusableError(error.stage, sample.label_uri, f"label: {error}") from error
     return [_segmentation_row(sample, image_bytes, label_bytes, statistics, class_table)]
 
 
