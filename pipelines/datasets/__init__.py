@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 
-from pipelines.datasets import camvid, class_folders, folder, label_crops, object_crops, scenes
+from pipelines.datasets import (
+    ade20k,
+    camvid,
+    cityscapes,
+    class_folders,
+    coco_stuff,
+    folder,
+    label_crops,
+    object_crops,
+    pascal_context,
+    scenes,
+    voc,
+)
 from pipelines.datasets.listing import (
     ClassificationListing,
     ClassifiedImage,
@@ -51,6 +63,11 @@ class Importer:
 
 DATASETS: dict[str, Importer] = {
     "camvid": Importer(camvid.CamVidConfig, camvid.list_samples),
+    "voc": Importer(voc.VOCConfig, voc.list_samples),
+    "pascal_context": Importer(pascal_context.PascalContextConfig, pascal_context.list_samples),
+    "cityscapes": Importer(cityscapes.CityscapesConfig, cityscapes.list_samples),
+    "ade20k": Importer(ade20k.ADE20KConfig, ade20k.list_samples),
+    "coco_stuff": Importer(coco_stuff.COCOStuffConfig, coco_stuff.list_samples),
     "folder": Importer(folder.FolderConfig, folder.list_samples),
     "scenes": Importer(scenes.ScenesConfig, scenes.list_samples),
     "class_folders": Importer(class_folders.ClassFoldersConfig, class_folders.list_samples),
