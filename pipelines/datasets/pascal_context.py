@@ -63,7 +63,7 @@ DEVKIT_STARTS = ("", "VOC2010", "VOCdevkit/VOC2010")
 LISTS = ("ImageSets/SegmentationContext", "ImageSets/Main")
 REMEDY = "give the folder VOC2010 of PASCAL's development kit, or VOCdevkit"
 PNG_REMEDY = (
-    "labels are PNGs in SegmentationClassContext, or --dataset.annotations names the original release's folder, which "
+    "labels are PNGs in SegmentationClassContext, or --annotations names the original release's folder, which "
     "holds trainval/*.mat"
 )
 

@@ -115,7 +115,5 @@ def test_settings_that_make_no_sense_and_missing_labels_are_refused(tmp_path: Pa
     with pytest.raises(ValueError, match="--png-order is given beside --annotations"):
         PascalContextConfig(root=fake.root, num_classes=59, annotations=fake.annotations, png_order="listed")
     (Path(fake.root) / "VOC2010/SegmentationClassContext").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        ValueError, match=r"none of the 2 names of train .* or --dataset.annotations names the original"
-    ):
+    with pytest.raises(ValueError, match=r"none of the 2 names of train .* or --annotations names the original"):
         list_samples(PascalContextConfig(root=fake.root, num_classes=59))
