@@ -1,5 +1,8 @@
 """What the labels of a listing come to, for the importers' tests."""
 
+import hashlib
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,3 +24,8 @@ def class_indices(listing: DatasetListing, image_id: str) -> NDArray[np.uint8]:
 def ids_of(listing: DatasetListing, split: str) -> set[str]:
     """The images of a split."""
     return {sample.image_id for sample in listing.samples if sample.split == split}
+
+
+def lines_digest(lines: Iterable[str]) -> str:
+    """Compares a class table with what was published, without a second copy of it here."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from pipelines.datasets.ade20k import COLOUR_OF_NAME, ADE20KConfig, list_samples
 from pipelines.intake.formats import ImageError
 from segcore import IGNORE_INDEX
 from tests.data.ade20k.make import make_ade20k
-from tests.pipelines.datasets.listed_labels import class_indices, ids_of, stored_values
+from tests.pipelines.datasets.listed_labels import class_indices, ids_of, lines_digest, stored_values
 
 VAL = "ADE_val_00000001"
 HEADER = "Idx\tRatio\tTrain\tVal\tName\n"
@@ -28,6 +28,11 @@ def test_names_and_colours_are_those_of_the_benchmark(tmp_path: Path) -> None:
     table = list_samples(ADE20KConfig(root=str(make_ade20k(tmp_path)))).class_table
     assert (len(table.names), table.names[0], table.names[12], table.names[149]) == (150, "wall", "person", "flag")
     assert (table.palette[0], table.palette[1], table.palette[149]) == ((120, 120, 120), (180, 120, 120), (92, 0, 255))
+    # Of `objectInfo150.txt`, the first synonyms, and `color150.mat`: "wall 120 120 120" and so on.
+    lines = (
+        f"{name} {red} {green} {blue}" for name, (red, green, blue) in zip(table.names, table.palette, strict=True)
+    )
+    assert lines_digest(lines) == "a648d7ebdd57a1d8"
     alike = [name for name, colour in COLOUR_OF_NAME.items() if list(COLOUR_OF_NAME.values()).count(colour) > 1]
     assert alike == ["road", "skyscraper"]
 

@@ -11,7 +11,7 @@ from pipelines.datasets.coco_stuff import LABELS, REMOVED, COCOStuffConfig, list
 from pipelines.intake.formats import ImageError
 from segcore import IGNORE_INDEX
 from tests.data.coco_stuff.make import ABSENT, VALUES, make_coco_stuff
-from tests.pipelines.datasets.listed_labels import class_indices, ids_of, stored_values
+from tests.pipelines.datasets.listed_labels import class_indices, ids_of, lines_digest, stored_values
 
 VAL = "000000000139"
 
@@ -34,6 +34,7 @@ def test_182_values_become_171_classes_without_gaps(tmp_path: Path) -> None:
 def test_names_follow_the_published_numbers_and_what_was_removed_is_no_class(tmp_path: Path) -> None:
     table = list_samples(COCOStuffConfig(root=str(make_coco_stuff(tmp_path)))).class_table
     assert (len(LABELS), len(set(LABELS)), len(table.names)) == (182, 182, 171)
+    assert lines_digest(LABELS) == "56bbb9bd51d6ad35"  # of the names in `labels.txt`, from 1 on
     names = dict(zip(table.values, table.names, strict=True))
     assert (names[0], names[12], names[89], names[91], names[181]) == (
         "person", "stop sign", "toothbrush", "banner", "wood"
