@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines import storage
-from pipelines.datasets.files import DEFAULT_VAL_FRACTION, hash_fraction, require_folder
+from pipelines.datasets.files import DEFAULT_VAL_FRACTION, check_val_fraction, hash_fraction, require_folder
 from pipelines.datasets.listing import ClassificationListing, ClassifiedImage, ImageClasses
 from pipelines.intake.images import IMAGE_SUFFIXES
 
@@ -37,8 +37,7 @@ class ClassFoldersConfig:
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""
-        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
-            raise ValueError(f"--val-fraction is {self.val_fraction}, expected at least 0 and below 1")
+        check_val_fraction(self.val_fraction)
 
 
 def list_samples(config: ClassFoldersConfig) -> ClassificationListing:

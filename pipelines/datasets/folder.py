@@ -1,21 +1,19 @@
 """Your own data: a folder of images, a folder of labels with the same names, and a small file with the classes."""
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
-
-import yaml
 
 from pipelines import storage
-from pipelines.datasets.files import DEFAULT_VAL_FRACTION, hash_fraction, read_files, require_folder
-from pipelines.datasets.listing import ClassTable, DatasetListing, Sample, Unpaired, default_palette
+from pipelines.datasets.class_table_files import read_label_coding
+from pipelines.datasets.colour_labels import read_colour_files
+from pipelines.datasets.files import check_val_fraction, hash_splits, read_files, require_folder
+from pipelines.datasets.listing import DatasetListing, Sample, Unpaired
 from pipelines.intake.images import IMAGE_SUFFIXES
 
 SPLITS = ("train", "val", "test")
-EXAMPLE = "names: [sky, road, car]\npalette: [[70, 130, 180], [128, 64, 128], [0, 0, 142]]\nignore: [255]"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,17 +23,18 @@ class FolderConfig:
     images: str
     """Folder or URI of images. First-level folders train, val, test are taken for the splits, where there are such."""
     labels: str
-    """Folder or URI of label files with the same sub-folders and stems: one channel (or palette) of values, PNG."""
+    """Folder or URI of label files with the same sub-folders and stems: PNGs of one channel (or palette) of values; of
+    colours, where the class table says `colours: rgb`."""
     classes: str
     """YAML or JSON file: `names` (a list, or a map from stored value to name), `palette` (optional list of [r, g, b]),
-    `ignore` (optional list of stored values that mean 'no label')."""
+    `ignore` (optional list of stored values that mean 'no label'). With `colours: rgb` the palette's colours are what
+    labels hold, and `ignore` lists colours."""
     val_fraction: float | None = None
     """Share of images that go to val, chosen by a hash of their path, where there are no split folders. None: 0.1."""
 
     def __post_init__(self) -> None:
         """Refuse a share that is none."""
-        if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
-            raise ValueError(f"--val-fraction is {self.val_fraction}, expected at least 0 and below 1")
+        check_val_fraction(self.val_fraction)
 
 
 def list_samples(config: FolderConfig) -> DatasetListing:
@@ -44,7 +43,7 @@ def list_samples(config: FolderConfig) -> DatasetListing:
     Raises:
         ValueError: a path is missing, a folder is empty, nothing matches, or the class table is not understood.
     """
-    class_table = read_class_table(config.classes)
+    coding = read_label_coding(config.classes)
     images = _files_by_key(config.images, what="the image folder")
     labels = _files_by_key(config.labels, what="the label folder")
     common = sorted(images.keys() & labels.keys())
@@ -58,58 +57,11 @@ def list_samples(config: FolderConfig) -> DatasetListing:
     samples = (Sample(image_id=key, split=splits[key], image_uri=images[key], label_uri=labels[key]) for key in common)
     return DatasetListing(
         name="folder",
-        config=dataclasses.asdict(config),
-        class_table=class_table,
+        config=dataclasses.asdict(config) | coding.settings(),
+        class_table=coding.class_table,
         samples=tuple(samples),
         unpaired=tuple(_unpaired(images, labels, splits, config)),
-        read=read_files,
-    )
-
-
-def read_class_table(uri: str) -> ClassTable:
-    """Parse a class table file.
-
-    Raises:
-        ValueError: it is missing, or says something else than `names`, `palette` and `ignore`.
-    """
-    try:
-        text = storage.read_bytes(uri).decode()
-        content = json.loads(text) if uri.endswith(".json") else yaml.safe_load(text)
-    except FileNotFoundError:
-        raise ValueError(f"the class table {uri!r} does not exist; write one, for example\n{EXAMPLE}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"the class table {uri!r} is neither YAML nor JSON: {error}") from error
-    if not isinstance(content, dict) or "names" not in content or set(content) - {"names", "palette", "ignore"}:
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"the class table {uri!r} holds {found}, expected `names` and, if wanted, `palette` and `ignore`, "
-            f"for example\n{EXAMPLE}"
-        )
-    try:
-        return _class_table(content)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the class table {uri!r} is not usable: {error}; an example:\n{EXAMPLE}") from error
-
-
-def _class_table(content: dict[str, Any]) -> ClassTable:
-    names = content["names"]
-    if isinstance(names, dict):
-        by_value = sorted((int(value), str(name)) for value, name in names.items())
-    elif isinstance(names, list):
-        by_value = list(enumerate(map(str, names)))
-    else:
-        raise TypeError(f"`names` is a {type(names).__name__}, expected a list, or a map from stored value to name")
-    palette = content.get("palette")
-    colours = (
-        default_palette(len(by_value))
-        if palette is None
-        else tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-    )
-    return ClassTable(
-        names=tuple(name for _, name in by_value),
-        palette=colours,
-        values=tuple(value for value, _ in by_value),
-        ignore_values=tuple(int(value) for value in content.get("ignore") or ()),
+        read=read_files if coding.colours is None else partial(read_colour_files, table=coding.colours),
     )
 
 
@@ -134,8 +86,7 @@ def _files_by_key(folder: str, *, what: str) -> dict[str, str]:
 def _splits(keys: list[str], config: FolderConfig) -> dict[str, str]:
     in_folders = {key: key.split("/")[0] for key in keys if "/" in key and key.split("/")[0] in SPLITS}
     if not in_folders:
-        fraction = DEFAULT_VAL_FRACTION if config.val_fraction is None else config.val_fraction
-        return {key: "val" if hash_fraction(key) < fraction else "train" for key in keys}
+        return hash_splits(keys, config.val_fraction)
     found = sorted(set(in_folders.values()))
     if config.val_fraction is not None:
         raise ValueError(

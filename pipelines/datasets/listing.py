@@ -188,7 +188,8 @@ class DatasetListing:
         class_table: classes and their stored values.
         samples: every pair; ids are unique.
         unpaired: files without a partner; they count as failures.
-        read: encoded image and encoded label of a sample; picklable, because it runs in Ray tasks. Raises OSError.
+        read: encoded image and encoded label (one channel of stored values) of a sample; picklable, because it runs in
+            Ray tasks. Raises OSError where it cannot be read, ImageError where a label cannot be made of what was.
     """
 
     name: str

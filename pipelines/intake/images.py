@@ -178,14 +178,8 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
     Raises:
         ImageError: the file is broken, lossy (JPEG, WebP), in colour, or is turned by an EXIF orientation.
     """
-    image = _open(data, max_pixels=max_pixels, max_bytes=MAX_BYTES)
-    if image.format in ("JPEG", "WEBP"):
-        raise ImageError(
-            f"a label file is a {image.format}, whose compression changes class values; save labels as PNG", "validate"
-        )
+    image, orientation = _open_label(data, max_pixels=max_pixels)
     try:
-        orientation = orientation_of(image, [])
-        image.load()
         one_channel = image.mode in ("P", "L", "1") or image.mode.startswith("I")
         values_HW = np.asarray(image) if one_channel else None
         bits = sample_bits(image, data)
@@ -197,23 +191,76 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         raise ImageError(
             f"a label file has mode {image.mode}, expected one channel of class indices (modes P, L, I;16 or 1); "
             "convert its colours to indices first, for example "
-            "numpy.argmax((rgb[..., None, :] == palette).all(-1), -1), and save them as an 8-bit PNG",
+            "numpy.argmax((rgb[..., None, :] == palette).all(-1), -1), and save them as an 8-bit PNG; or write "
+            "`colours: rgb` into the class table, where the importer takes one",
             "validate",
         )
+    _refuse_turned(orientation)
+    return _label_values(values_HW, spread=gray_spread(image, bits))
+
+
+def decode_label_colours(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode a label file whose colours name the classes, to 8-bit RGB (H, W, 3): palettes to their colours, gray to
+    three equal levels.
+
+    Raises:
+        ImageError: the file is broken, lossy (JPEG, WebP), of more than 8 bits, transparent somewhere, or is turned by
+            an EXIF orientation.
+    """
+    file, orientation = _open_label(data, max_pixels=max_pixels)
+    image: Image.Image = file
+    try:
+        bits = sample_bits(file, data)
+        colour = image.mode in ("RGB", "RGBA", "P", "L", "LA", "1") and bits <= 8
+        opaque = True
+        if colour and (image.mode in ("RGBA", "LA") or "transparency" in image.info):
+            image = image.convert("RGBA")
+            opaque = image.getchannel("A").getextrema() == (255, 255)
+        rgb_HW3 = np.asarray(image.convert("RGB")) if colour and opaque else None
+    except MemoryError:
+        raise
+    except Exception as error:  # see decode_image
+        raise refusal(file.format, error) from error
+    if rgb_HW3 is None:
+        found = "transparent pixels" if colour else f"mode {image.mode} and {bits} bits"
+        raise ImageError(
+            f"a label file has {found}, expected opaque colours of 8 bits; save it as an 8-bit RGB PNG", "validate"
+        )
+    _refuse_turned(orientation)
+    return rgb_HW3
+
+
+def _open_label(data: bytes, *, max_pixels: int) -> tuple[ImageFile.ImageFile, int]:
+    """The decoded file and its orientation."""
+    image = _open(data, max_pixels=max_pixels, max_bytes=MAX_BYTES)
+    if image.format in ("JPEG", "WEBP"):
+        raise ImageError(
+            f"a label file is a {image.format}, whose compression changes class values; save labels as PNG", "validate"
+        )
+    try:
+        orientation = orientation_of(image, [])
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # see decode_image
+        raise refusal(image.format, error) from error
+    return image, orientation
+
+
+def _refuse_turned(orientation: int) -> None:
     if orientation != 1:
         raise ImageError(
             f"a label file carries orientation {orientation}, expected an upright one; save it again without the tag",
             "validate",
         )
-    return _label_values(values_HW, spread=gray_spread(image, bits))
 
 
-def encode_labels_png(labels_HW: NDArray[np.uint8]) -> bytes:
+def encode_labels_png(labels_HW: NDArray[np.uint8], *, compress_level: int = 6) -> bytes:
     """A label map as 8-bit one-channel PNG; equal maps give equal bytes with one version of Pillow and zlib."""
     if labels_HW.dtype != np.uint8 or labels_HW.ndim != 2:
         raise ValueError(f"labels are {labels_HW.dtype} of shape {labels_HW.shape}, expected uint8 (H, W)")
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(labels_HW)).save(file, "PNG", compress_level=6)
+    Image.fromarray(np.ascontiguousarray(labels_HW)).save(file, "PNG", compress_level=compress_level)
     return file.getvalue()
 
 

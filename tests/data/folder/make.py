@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = "names: [sky, road, car]\nignore: [255]\n"
+COLOUR_CLASSES = "colours: rgb\nnames: [sky, road]\npalette: [[70, 130, 180], [128, 64, 128]]\nignore: [[0, 0, 0]]\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,14 +1,19 @@
 """A user's own folders."""
 
 import dataclasses
-import json
+import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
-from pipelines.datasets.folder import FolderConfig, list_samples, read_class_table
-from tests.data.folder.make import make_folder
+from pipelines.datasets.folder import FolderConfig, list_samples
+from pipelines.intake.images import decode_labels
+from pipelines.prepare_shard import Shard, ShardJob, prepare_shard, segmentation_rows
+from tests.data.folder.make import COLOUR_CLASSES, make_folder
 
 
 def config_of(root: Path, *, stems: tuple[str, ...], val_fraction: float | None = None) -> FolderConfig:
@@ -86,38 +91,44 @@ def test_missing_empty_and_ambiguous_folders_are_refused(tmp_path: Path) -> None
         list_samples(config)
 
 
-def test_class_table_from_yaml_and_json_with_values_palette_and_ignore(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("names: {7: road, 0: sky}\npalette: [[1, 2, 3], [4, 5, 6]]\nignore: [255, 9]\n")
-    table = read_class_table(str(tmp_path / "c.yaml"))
-    assert (table.names, table.values, table.palette) == (("sky", "road"), (0, 7), ((1, 2, 3), (4, 5, 6)))
-    assert table.class_indices(np.array([[0, 7, 9, 255]], dtype=np.uint8)).tolist() == [[0, 1, 255, 255]]
-    (tmp_path / "c.json").write_text(json.dumps({"names": ["sky", "road"]}))
-    plain = read_class_table(str(tmp_path / "c.json"))
-    assert plain.palette == ((128, 0, 0), (0, 128, 0))  # PASCAL VOC's classes 1 and 2
+def in_colours(root: Path, labels_HW: NDArray[np.uint8]) -> FolderConfig:
+    """Images a and b of 20 x 30; the label of a has sky and void, that of b is given."""
+    config = config_of(root, stems=("a", "b"), val_fraction=0)
+    Path(config.classes).write_text(COLOUR_CLASSES)
+    colours = np.array([(70, 130, 180), (128, 64, 128), (0, 0, 0), (1, 2, 3)], np.uint8)
+    void = np.zeros((20, 30), np.uint8)
+    void[:5] = 2
+    Image.fromarray(colours[void]).save(root / "labels" / "a.png")
+    Image.fromarray(colours[labels_HW]).save(root / "labels" / "b.png")
+    return config
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[sky, road]", "holds list, expected `names`"),
-        ("names: [a]\ncolours: [[0, 0, 0]]", r"holds \['colours', 'names'\], expected `names`"),
-        ("names: a", "`names` is a str, expected a list"),
-        ("names: [a, a]", "has the name a twice"),
-        ("names: [a, b]\npalette: [[0, 0, 0]]", "2 names, 1 colours"),
-        ("names: [a]\npalette: [[0, 0, 256]]", "a level outside 0..255"),
-        ("names: [a, b]\nignore: [1]", "the label value 1 twice"),
-        ("names: [a, '']", "an empty name"),
-        ("names: []", "0 classes, expected 1 to 254"),
-        ("names: {-1: a}", "outside 0..65535"),
-        ("names: [", "neither YAML nor JSON"),
-    ],
-)
-def test_broken_class_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_class_table(str(tmp_path / "c.yaml"))
+def test_labels_in_the_palettes_colours_become_class_indices(tmp_path: Path) -> None:
+    labels_HW = (np.arange(600).reshape(20, 30) % 3).astype(np.uint8)
+    listing = list_samples(in_colours(tmp_path, labels_HW))
+    assert listing.config["colour_values"] == (((70, 130, 180), 0), ((128, 64, 128), 1), ((0, 0, 0), 255))
+    _, label = pickle.loads(pickle.dumps(listing.read))(listing.samples[1])
+    found_HW = listing.class_table.class_indices(decode_labels(label))
+    assert found_HW.tolist() == np.where(labels_HW == 2, 255, labels_HW).tolist()
 
 
-def test_missing_class_table_shows_an_example(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not exist; write one, for example\nnames: \[sky, road, car\]"):
-        read_class_table(str(tmp_path / "absent.yaml"))
+def test_an_unknown_colour_costs_its_pair_alone(tmp_path: Path) -> None:
+    labels_HW = np.zeros((20, 30), np.uint8)
+    labels_HW[19, 29] = 3
+    listing = list_samples(in_colours(tmp_path, labels_HW))
+    job = ShardJob(
+        output=str(tmp_path / "out"),
+        plan_digest="p",
+        task="segmentation",
+        num_classes=2,
+        make_rows=partial(segmentation_rows, class_table=listing.class_table, read=listing.read),
+        resume=False,
+    )
+    record = prepare_shard(Shard(split="train", index=0, samples=listing.samples), job)
+    assert record.num_rows == 1
+    assert record.statistics.class_pixels_C == [15 * 30, 0]
+    (failure,) = record.failures
+    assert (failure["image_id"], failure["stage"], failure["source"]) == (
+        "b", "validate", str(tmp_path / "labels" / "b.png"),
+    )  # fmt: skip
+    assert failure["reason"].startswith("label: the colour (1, 2, 3) at row 19, column 29 is not among the 3 colours")
