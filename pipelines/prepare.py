@@ -26,7 +26,7 @@ from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
 from pipelines.cluster import TASK_RETRIES, cluster_size, ray_cluster
 from pipelines.datasets import DatasetConfig, Listing, list_dataset
-from pipelines.datasets.listing import ClassificationListing, CropListing, Entry
+from pipelines.datasets.listing import ClassificationListing, CropListing, DatasetListing, Entry, Sample
 from pipelines.fault_points import fault_point
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
@@ -202,11 +202,16 @@ def make_plan(listing: Listing, config: PrepareConfig) -> dict[str, Any]:
 def cut_into_shards(listing: Listing, config: PrepareConfig) -> Iterator[Shard]:
     """The shards of every split; the same for the same ids, seed and size, however the samples were listed.
 
-    Images of a prepared dataset stay in their order, so that a task reads few of its parts.
+    Images of a prepared dataset stay in their order, so that a task reads few of its parts; samples that are read
+    together stay neighbours, for the same reason.
     """
+    together = listing.together if isinstance(listing, DatasetListing) else None
 
-    def position(sample: Entry) -> bytes:
-        return mixed(sample.image_id, seed=config.shuffle_seed)
+    def position(sample: Entry) -> tuple[bytes, bytes]:
+        own = mixed(sample.image_id, seed=config.shuffle_seed)
+        if together is None or not isinstance(sample, Sample):
+            return b"", own
+        return mixed(together(sample), seed=config.shuffle_seed), own
 
     for split in _split_names(listing):
         own: list[Entry] = [sample for sample in listing.samples if sample.split == split]

@@ -190,6 +190,8 @@ class DatasetListing:
         unpaired: files without a partner; they count as failures.
         read: encoded image and encoded label (one channel of stored values) of a sample; picklable, because it runs in
             Ray tasks. Raises OSError where it cannot be read, ImageError where a label cannot be made of what was.
+        together: samples for which it gives the same name are read together (rows of one row group): they stay
+            neighbours when the order is mixed. None: every sample stands alone.
     """
 
     name: str
@@ -198,6 +200,7 @@ class DatasetListing:
     samples: tuple[Sample, ...]
     read: Callable[[Sample], tuple[bytes, bytes]]
     unpaired: tuple[Unpaired, ...] = field(default=())
+    together: Callable[[Sample], str] | None = None
     task: ClassVar[Task] = "segmentation"
     unit: ClassVar[str] = "pairs"
 
