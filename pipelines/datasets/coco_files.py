@@ -19,7 +19,7 @@ Number = int | str
 
 
 class Annotation(NamedTuple):
-    """What an annotation is packed into while the file is parsed: lists of numbers would take ten times the space.
+    """What an annotation is packed into while the file is parsed: lists of numbers would take several times the space.
 
     Attributes:
         segmentation: as JSON; empty where there is none.

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pipelines import storage
 from pipelines.datasets.class_table_files import read_label_coding
 from pipelines.datasets.colour_labels import ColourTable, colour_label_png
-from pipelines.datasets.files import require_folder
+from pipelines.datasets.files import check_val_fraction, hash_splits, require_folder
 from pipelines.datasets.listing import DatasetListing, Sample
 
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -53,6 +53,12 @@ class HfParquetConfig:
     """Column of the images."""
     label_column: str | None = None
     """Column of the labels. None: `label` or `annotation`, whichever is there."""
+    val_fraction: float | None = None
+    """Share of rows that go to val, chosen by a hash of their place, where all files are of train. None: 0.1."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        check_val_fraction(self.val_fraction)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +99,12 @@ def list_samples(config: HfParquetConfig) -> DatasetListing:
         samples += _rows(footers[uri], uri, root, splits[uri], config.image_column, label_column)
     if not samples:
         raise ValueError(f"the {len(uris)} Parquet files below {config.root!r} hold no row")
+    if set(splits.values()) == {"train"}:
+        drawn = hash_splits((sample.image_id for sample in samples), config.val_fraction)
+        samples = [dataclasses.replace(sample, split=drawn[sample.image_id]) for sample in samples]
+    elif config.val_fraction is not None:
+        found = ", ".join(sorted(set(splits.values())))
+        raise ValueError(f"--val-fraction is given, but the files below {config.root!r} are of {found}; leave it out")
     return DatasetListing(
         name="hf_parquet",
         config=dataclasses.asdict(config) | {"label_column": label_column} | coding.settings(),

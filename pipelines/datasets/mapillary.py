@@ -45,15 +45,16 @@ def list_samples(config: MapillaryConfig) -> DatasetListing:
     root = storage.absolute(config.root)
     require_folder(root, what="the Mapillary folder")
     labels, table_uri = _place_of_labels(root, config.version)
-    present = [split for split, folder in SPLITS.items() if folder in storage.list_folders(root)]
+    found = storage.list_folders(root)
     samples, unpaired = pair(
         (
             SplitFiles(
                 split=split,
-                images=list_layer(storage.join(root, SPLITS[split], "images"), ".jpg"),
-                labels=list_layer(storage.join(root, SPLITS[split], labels), ".png"),
+                images=list_layer(storage.join(root, folder, "images"), ".jpg"),
+                labels=list_layer(storage.join(root, folder, labels), ".png"),
             )
-            for split in present
+            for split, folder in SPLITS.items()
+            if folder in found
         ),
         remedy=REMEDY,
     )

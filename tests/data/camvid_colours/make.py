@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.data.fake_files import every_value, write_image
+
 COLOURS = """\
 64 128 64	Animal
 192 0 128	Archway
@@ -45,14 +47,11 @@ FRAMES = ("0001TP_006690", "0001TP_006720", "0006R0_f00930", "0016E5_00390", "Se
 def make_camvid_colours(folder: Path, *, frames: tuple[str, ...] = FRAMES, height: int = 24, width: int = 32) -> Path:
     """Frames of noise whose labels hold every one of the 32 colours, in the order of label_colors.txt from the upper
     left on. Returns `folder`."""
-    rng = np.random.default_rng(0)
     colours = np.array([line.split()[:3] for line in COLOURS.splitlines()], np.uint8)
-    images, labels = folder / "701_StillsRaw_full", folder / "LabeledApproved_full"
-    images.mkdir(parents=True)
-    labels.mkdir()
+    labels_HW3 = colours[every_value(range(len(colours)), height=height, width=width)]
+    (folder / "LabeledApproved_full").mkdir(parents=True)
     for frame in frames:
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(images / f"{frame}.png")
-        chosen = np.arange(height * width).reshape(height, width) % len(colours)
-        Image.fromarray(colours[chosen]).save(labels / f"{frame}_L.png")
+        write_image(folder / "701_StillsRaw_full" / f"{frame}.png", height=height, width=width)
+        Image.fromarray(labels_HW3).save(folder / "LabeledApproved_full" / f"{frame}_L.png")
     (folder / "label_colors.txt").write_text(COLOURS)
     return folder

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from tests.data.fake_files import write_image
 
 CATEGORIES = [
     {"supercategory": "animal", "id": 18, "name": "dog"},
@@ -29,22 +28,20 @@ def annotation(number: int, image_id: int, category_id: int, segmentation: Any, 
 
 
 def make_coco(root: Path, *, num_train: int = 3, num_val: int = 2) -> Path:
-    """Each image: a person with a smaller dog in it, and a crowd in run lengths below both. Returns `root`."""
-    rng = np.random.default_rng(0)
+    """Each image: a person with a smaller dog in it, a crowd in run lengths, a toothbrush. Returns `root`."""
     (root / "annotations").mkdir(parents=True)
     for split, count, first in (("train2017", num_train, 1), ("val2017", num_val, 1001)):
-        (root / split).mkdir()
         images, annotations = [], []
         for number in range(first, first + count):
             name = f"{number:012d}.jpg"
-            pixels_HW3 = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-            Image.fromarray(pixels_HW3).save(root / split / name)
+            write_image(root / split / name, height=HEIGHT, width=WIDTH)
             images.append({"id": number, "file_name": name, "height": HEIGHT, "width": WIDTH, "license": 1})
-            # ten columns of the image, all rows
+            # twenty columns, all rows
             crowd = {"size": [HEIGHT, WIDTH], "counts": [0, 20 * HEIGHT, 12 * HEIGHT]}
             annotations += [
                 annotation(10 * number, number, 18, [polygon_box(6, 6, 10, 10)]),
                 annotation(10 * number + 1, number, 1, [polygon_box(4, 4, 14, 16)]),
+                annotation(10 * number + 2, number, 90, [polygon_box(24, 2, 28, 6)]),
                 annotation(900_000_000_000 + number, number, 1, crowd, iscrowd=1),
             ]
         content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": CATEGORIES}

@@ -8,6 +8,8 @@ from PIL import Image
 
 CLASSES = "names: [sky, road, car]\nignore: [255]\n"
 COLOUR_CLASSES = "colours: rgb\nnames: [sky, road]\npalette: [[70, 130, 180], [128, 64, 128]]\nignore: [[0, 0, 0]]\n"
+COLOURS = np.array([(70, 130, 180), (128, 64, 128), (0, 0, 0), (1, 2, 3)], np.uint8)
+"""Sky, road, what is ignored, and a colour that `COLOUR_CLASSES` does not know."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from tests.data.fake_files import every_value, write_image, write_label
 
 LABELS: dict[str, tuple[tuple[str, str, tuple[int, int, int], bool], ...]] = {
     # name, readable, color, evaluate; both real tables end in what is not evaluated
@@ -30,21 +31,16 @@ def make_mapillary(
     folder: Path, *, num_train: int = 3, num_val: int = 2, with_versions: bool = True, palette: bool = True
 ) -> Path:
     """Pairs whose labels hold every index. Without versions: config.json and labels of v1.2 alone. Returns `folder`."""
-    rng = np.random.default_rng(0)
     versions = LABELS if with_versions else {"v1.2": LABELS["v1.2"]}
     for split, count in (("training", num_train), ("validation", num_val), ("testing", 1)):
-        (folder / split / "images").mkdir(parents=True)
         for index in range(count):
             key = f"{split[:2]}{index:02d}_abcdefghijklmnop-_"  # 22 characters
-            image = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
-            image.save(folder / split / "images" / f"{key}.jpg")
+            write_image(folder / split / "images" / f"{key}.jpg", height=20, width=30)
             for version, labels in versions.items() if split != "testing" else ():
                 place = folder / split / (f"{version}/labels" if with_versions else "labels")
-                place.mkdir(parents=True, exist_ok=True)
-                label = Image.fromarray((np.arange(600).reshape(20, 30) % len(labels)).astype(np.uint8))
-                if palette:
-                    label.putpalette([level for _, _, colour, _ in labels for level in colour])
-                label.save(place / f"{key}.png")
+                colours = [colour for _, _, colour, _ in labels] if palette else None
+                indices_HW = every_value(range(len(labels)), height=20, width=30).astype(np.uint8)
+                write_label(place / f"{key}.png", indices_HW, palette=colours)
     for version, labels in versions.items():
         config = folder / (f"config_{version}.json" if with_versions else "config.json")
         config.write_text(json.dumps(_config(labels)))

@@ -68,13 +68,14 @@ def test_small_objects_lie_on_top_and_crowds_below(tmp_path: Path) -> None:
     expected_HW[:, :20] = PERSON  # the crowd
     expected_HW[4:16, 4:14] = PERSON
     expected_HW[6:10, 6:10] = DOG  # has the smallest id
+    expected_HW[2:6, 24:28] = BRUSH
     assert labels_of(listing, listing.samples[0]).tolist() == expected_HW.tolist()
 
 
 def test_what_lies_in_no_object_may_be_ignored(tmp_path: Path) -> None:
     listing = list_samples(config_of(make_coco(tmp_path), background="ignore"))
     assert listing.class_table.names == ("person", "dog", "toothbrush")
-    assert np.unique(labels_of(listing, listing.samples[0])).tolist() == [PERSON - 1, DOG - 1, 255]
+    assert np.unique(labels_of(listing, listing.samples[0])).tolist() == [PERSON - 1, DOG - 1, BRUSH - 1, 255]
 
 
 def test_random_objects_are_those_of_pycocotools_drawn_by_falling_area() -> None:
@@ -135,7 +136,7 @@ def test_an_image_without_annotations_is_all_background(tmp_path: Path) -> None:
 
 
 def test_an_object_with_a_box_alone_makes_its_image_unusable(tmp_path: Path) -> None:
-    listing = list_samples(changed(tmp_path, lambda content: content["annotations"][4].update(segmentation=[])))
+    listing = list_samples(changed(tmp_path, lambda content: content["annotations"][5].update(segmentation=[])))
     assert [sample.image_id for sample in listing.samples] == ["000000000001", "000000000003"]
     (entry,) = listing.unpaired
     assert entry.image_id == "000000000002"

@@ -10,10 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.datasets.camvid import CamVidConfig
+from pipelines.datasets.camvid import list_samples as list_camvid
+from pipelines.datasets.colour_labels import ColourTable, colour_values
 from pipelines.datasets.folder import FolderConfig, list_samples
 from pipelines.intake.images import decode_labels
 from pipelines.prepare_shard import Shard, ShardJob, prepare_shard, segmentation_rows
-from tests.data.folder.make import COLOUR_CLASSES, make_folder
+from tests.data.folder.make import COLOUR_CLASSES, COLOURS, make_folder
 
 
 def config_of(root: Path, *, stems: tuple[str, ...], val_fraction: float | None = None) -> FolderConfig:
@@ -95,11 +98,10 @@ def in_colours(root: Path, labels_HW: NDArray[np.uint8]) -> FolderConfig:
     """Images a and b of 20 x 30; the label of a has sky and void, that of b is given."""
     config = config_of(root, stems=("a", "b"), val_fraction=0)
     Path(config.classes).write_text(COLOUR_CLASSES)
-    colours = np.array([(70, 130, 180), (128, 64, 128), (0, 0, 0), (1, 2, 3)], np.uint8)
     void = np.zeros((20, 30), np.uint8)
     void[:5] = 2
-    Image.fromarray(colours[void]).save(root / "labels" / "a.png")
-    Image.fromarray(colours[labels_HW]).save(root / "labels" / "b.png")
+    Image.fromarray(COLOURS[void]).save(root / "labels" / "a.png")
+    Image.fromarray(COLOURS[labels_HW]).save(root / "labels" / "b.png")
     return config
 
 
@@ -110,6 +112,15 @@ def test_labels_in_the_palettes_colours_become_class_indices(tmp_path: Path) -> 
     _, label = pickle.loads(pickle.dumps(listing.read))(listing.samples[1])
     found_HW = listing.class_table.class_indices(decode_labels(label))
     assert found_HW.tolist() == np.where(labels_HW == 2, 255, labels_HW).tolist()
+
+
+def test_real_camvid_drawn_in_its_colours_comes_back(camvid_source: Path) -> None:
+    listing = list_camvid(CamVidConfig(root=str(camvid_source)))
+    palette = np.array([*listing.class_table.palette, (0, 0, 0)], np.uint8)
+    colours = ColourTable(tuple((tuple(colour), value) for value, colour in enumerate(palette.tolist())))
+    for sample in listing.samples[::90]:
+        values_HW = decode_labels(listing.read(sample)[1])
+        assert (colour_values(palette[values_HW], colours) == values_HW).all()
 
 
 def test_an_unknown_colour_costs_its_pair_alone(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_labels_may_hold_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "split"),
     [
-        ("train-00003-of-00012.parquet", "train"),
+        ("test-00003-of-00012.parquet", "test"),
         ("validation.parquet", "val"),
         ("default/test/0000.parquet", "test"),
         ("val_0.parquet", "val"),
@@ -97,6 +97,16 @@ def test_splits_come_from_the_names_of_files_or_folders(tmp_path: Path, name: st
     made.rename(tmp_path / "data" / name)
     listing = list_samples(config_of(tmp_path))
     assert {sample.split for sample in listing.samples} == {split}
+
+
+def test_rows_are_split_by_a_hash_of_their_place_where_all_are_of_train(tmp_path: Path) -> None:
+    make_hf_parquet(tmp_path, rows=(("train", 60),), row_group_size=20)
+    listing = list_samples(config_of(tmp_path, val_fraction=0.5))
+    assert 15 <= sum(sample.split == "val" for sample in listing.samples) <= 45
+    make_hf_parquet(tmp_path / "both", rows=(("train", 2), ("test", 2)))
+    assert {sample.split for sample in list_samples(config_of(tmp_path / "both")).samples} == {"train", "test"}
+    with pytest.raises(ValueError, match="--val-fraction is given, but the files below .* are of test, train; leave"):
+        list_samples(config_of(tmp_path / "both", val_fraction=0.5))
 
 
 def test_files_whose_names_tell_no_split_are_refused(tmp_path: Path) -> None:
