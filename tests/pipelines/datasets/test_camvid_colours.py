@@ -11,14 +11,16 @@ from pipelines.datasets.camvid_colours import CLASSES, CamVidColoursConfig, list
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import decode_image, decode_labels
 from tests.data.camvid_colours.make import COLOURS, FRAMES, make_camvid_colours
+from tests.pipelines.datasets.listed_labels import lines_digest
 
 NAMES = [line.split()[3] for line in COLOURS.splitlines()]
 
 
 def test_table_is_that_of_label_colors_txt() -> None:
-    listed = {line.split()[3]: tuple(map(int, line.split()[:3])) for line in COLOURS.splitlines()}
-    assert {name: colour for name, colour, _ in CLASSES} == listed
-    assert len(listed) == 32
+    # Of the published file: "64 128 64 Animal" and so on.
+    lines = [f"{red} {green} {blue} {name}" for name, (red, green, blue), _ in CLASSES]
+    assert lines_digest(lines) == "fbc129ddf5e557a1"
+    assert [" ".join(line.split()) for line in COLOURS.splitlines()] == lines
 
 
 def test_32_colours_are_31_classes_and_void_is_ignored(tmp_path: Path) -> None:
