@@ -61,7 +61,7 @@ T = TypeVar("T")
 STRETCHES_AT_ONCE = 2
 """Of a worker."""
 
-ENOUGH_STRETCHES = 2048
+ENOUGH_STRETCHES = 512
 MAX_STRETCH = 32
 STRETCHES_LEFT = 4  # for each worker, once they become shorter
 PENDING_BYTES = 256 * 2**20
@@ -98,7 +98,7 @@ def segment_shards(shards: Sequence[int], *, job: WorkerJob, workers: int) -> It
 
 
 def stretches(shards: Sequence[int], *, workers: int) -> Iterator[Sequence[int]]:
-    """Cut shards into what workers are given at once: some thousand stretches at most, and at the end shorter ones.
+    """Cut shards into what workers are given at once: some thousand stretches at most, the last ones shorter.
 
     The last of them are short so that no worker is left alone with many shards.
     """
