@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
+from segcore.metrics_kernel import count_pairs
 
 
 def confusion_matrix(
@@ -22,6 +23,31 @@ def confusion_matrix(
 
     Returns:
         confusion_CC, int64, rows truth, columns prediction.
+
+    Raises:
+        ValueError: shapes differ, or a counted value lies outside the class table.
+    """
+    if labels.shape != predictions.shape or not labels.dtype == predictions.dtype == np.uint8:
+        truth, guess = check_pair(labels, predictions, num_classes=num_classes)
+        counts = np.bincount(truth * num_classes + guess, minlength=num_classes * num_classes)
+        return counts.reshape(num_classes, num_classes)
+    pairs_2VV = np.zeros((2, 256, 256), dtype=np.int64)
+    count_pairs(np.ascontiguousarray(labels).ravel(), np.ascontiguousarray(predictions).ravel(), pairs_2VV)
+    pairs_VV = pairs_2VV.sum(axis=0)
+    ignored = int(pairs_VV[IGNORE_INDEX].sum())
+    pairs_VV[IGNORE_INDEX] = 0
+    confusion_CC = np.zeros((num_classes, num_classes), dtype=np.int64)
+    shown = min(num_classes, 256)  # a byte has no more
+    confusion_CC[:shown, :shown] = pairs_VV[:shown, :shown]
+    if confusion_CC.sum() + ignored != labels.size:
+        check_pair(labels, predictions, num_classes=num_classes)
+    return confusion_CC
+
+
+def check_pair(
+    labels: NDArray[np.integer], predictions: NDArray[np.integer], *, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True and predicted classes of the pixels whose truth is not ignored, in one row each.
 
     Raises:
         ValueError: shapes differ, or a counted value lies outside the class table.
@@ -41,8 +67,7 @@ def confusion_matrix(
                 f"{name} value {wrong} is outside 0..{num_classes - 1} and is not ignore_index={IGNORE_INDEX}; "
                 "check that model and labels share one class table"
             )
-    counts = np.bincount(truth * num_classes + guess, minlength=num_classes * num_classes)
-    return counts.reshape(num_classes, num_classes)
+    return truth, guess
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +91,60 @@ class Scores:
     accuracy_C: NDArray[np.float64]
 
 
+def class_counts(confusion_CC: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The counts that every score but the confusion itself follows from, and that add over images as it does.
+
+    Returns:
+        counts_3C, int64: pixels of each class in truth and prediction at once (intersection), in the truth, and in the
+        prediction, in this order.
+    """
+    return np.stack([np.diag(confusion_CC), confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)])
+
+
+def class_iou(counts_3C: NDArray[np.integer] | NDArray[np.floating]) -> NDArray[np.float64]:
+    """IoU of each class from its counts (..., 3, C), see `class_counts`: intersection / (truth + prediction -
+    intersection); NaN at 0/0."""
+    intersection_C, truth_C, prediction_C = np.moveaxis(np.asarray(counts_3C, dtype=np.float64), -2, 0)
+    union_C = truth_C + prediction_C - intersection_C
+    iou_C: NDArray[np.float64] = np.divide(
+        intersection_C, union_C, out=np.full_like(union_C, np.nan), where=union_C > 0
+    )
+    return iou_C
+
+
+def mean_of_present(values_C: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    present_C = ~np.isnan(values_C)
+    count = present_C.sum(axis=-1)
+    total = np.where(present_C, values_C, 0.0).sum(axis=-1)
+    return np.asarray(np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0))
+
+
 def scores(confusion_CC: NDArray[np.int64]) -> Scores:
-    """Score a confusion matrix.
+    """Score a confusion matrix; see `scores_of_counts`."""
+    return scores_of_counts(class_counts(confusion_CC))
+
+
+def scores_of_counts(counts_3C: NDArray[np.int64]) -> Scores:
+    """Score the pixels of each class, summed over any images; see `class_counts`.
 
     A class absent from both truth and prediction has no IoU (0/0): it is NaN and left out of the mean, neither 0
-    (PyTorch-Encoding) nor 1 (segmentation_models.pytorch).
+    (PyTorch-Encoding; torchmetrics, unless `ignore_index` or its own mask leaves it out) nor 1
+    (segmentation_models.pytorch).
 
     Source: Long, Shelhamer and Darrell, "Fully convolutional networks", section 5 (the four scores).
     """
-    diagonal_C = np.diag(confusion_CC).astype(np.float64)
-    truth_C = confusion_CC.sum(axis=1).astype(np.float64)
-    predicted_C = confusion_CC.sum(axis=0).astype(np.float64)
-    union_C = truth_C + predicted_C - diagonal_C
+    intersection_C, truth_C, _ = counts_3C.astype(np.float64)
+    iou_C = class_iou(counts_3C)
+    accuracy_C = np.divide(intersection_C, truth_C, out=np.full_like(truth_C, np.nan), where=truth_C > 0)
     total = truth_C.sum()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        iou_C = np.where(union_C > 0, diagonal_C / union_C, np.nan)
-        accuracy_C = np.where(truth_C > 0, diagonal_C / truth_C, np.nan)
     if total == 0:
         return Scores(np.nan, np.nan, np.nan, np.nan, iou_C, accuracy_C)
     return Scores(
-        mean_iou=float(np.nanmean(iou_C)),
-        pixel_accuracy=float(diagonal_C.sum() / total),
-        mean_accuracy=float(np.nanmean(accuracy_C)),
-        frequency_weighted_iou=float(np.nansum(truth_C / total * np.nan_to_num(iou_C))),
+        mean_iou=float(mean_of_present(iou_C)),
+        pixel_accuracy=float(intersection_C.sum() / total),
+        mean_accuracy=float(mean_of_present(accuracy_C)),
+        frequency_weighted_iou=float((truth_C / total * np.nan_to_num(iou_C)).sum()),
         iou_C=iou_C,
         accuracy_C=accuracy_C,
     )
