@@ -26,6 +26,7 @@ def describe_rows(
     confidence_C: NDArray[np.float64],
     histogram_B: NDArray[np.int64],
     sums_3: NDArray[np.float64],
+    confidence_rw: NDArray[np.float32],
 ) -> None:
     """Classes of some rows; what they add to the sums of their image is added. Logits have any memory layout.
 
@@ -36,6 +37,7 @@ def describe_rows(
         confidence_C: sum of the largest probability over the pixels of each predicted class.
         histogram_B: pixels by their largest probability, B equal bins from 0 to 1.
         sums_3: largest probability, entropy in nats, largest minus second largest probability.
+        confidence_rw: largest probability; written, unless it has no elements.
     """
     num_classes, rows, width = logits_Crw.shape
     tile_Cm = np.empty((num_classes, TILE), np.float32)
@@ -64,6 +66,8 @@ def describe_rows(
                 sums_3[2] += confidence - exp_m[m] * confidence
                 c = class_m[m]
                 classes_rw[row, start + m] = c
+                if confidence_rw.size:
+                    confidence_rw[row, start + m] = confidence
                 pixels_C[c] += 1
                 confidence_C[c] += confidence
                 # the lower bound is for NaN, which is any integer

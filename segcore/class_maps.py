@@ -23,6 +23,7 @@ LOW_PERCENTILE = 0.05
 SMALLEST_PROBABILITY = 1e-30
 """Where a logarithm is taken, smaller ones count as this."""
 
+_NOT_ASKED_FOR = np.empty((0, 0), np.float32)
 _STRIP_BYTES_CPU = 2**20
 _STRIP_BYTES_DEVICE = 2**26
 
@@ -55,10 +56,12 @@ class ClassMap:
     Attributes:
         classes_HW: argmax over classes, uint8, at the image's size.
         statistics: of all its pixels.
+        confidence_HW: the largest probability of each pixel, float32, where it was asked for.
     """
 
     classes_HW: NDArray[np.uint8]
     statistics: MapStatistics
+    confidence_HW: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,17 +113,32 @@ class MapSums:
         )
 
 
-def class_map(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -> ClassMap:
-    """Class map at an image's size; see `describe`.
+def class_map(
+    scores_Chw: Tensor, *, are_logits: bool, height: int, width: int, with_confidence: bool = False
+) -> ClassMap:
+    """Class map at an image's size, and the confidence of each pixel if asked for; see `describe`.
 
     Raises:
         ValueError: a score is NaN or infinite; logits of -inf are fine where another class has more.
     """
-    classes_HW, sums = describe(scores_Chw, are_logits=are_logits, height=height, width=width)
-    return ClassMap(classes_HW=classes_HW, statistics=sums.statistics())
+    confidence_HW = np.empty((height, width) if with_confidence else (0, 0), np.float32)
+    classes_HW, sums = describe(
+        scores_Chw, are_logits=are_logits, height=height, width=width, confidence_HW=confidence_HW
+    )
+    statistics = sums.statistics()
+    return ClassMap(
+        classes_HW=classes_HW, statistics=statistics, confidence_HW=confidence_HW if with_confidence else None
+    )
 
 
-def describe(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -> tuple[NDArray[np.uint8], MapSums]:
+def describe(
+    scores_Chw: Tensor,
+    *,
+    are_logits: bool,
+    height: int,
+    width: int,
+    confidence_HW: NDArray[np.float32] = _NOT_ASKED_FOR,
+) -> tuple[NDArray[np.uint8], MapSums]:
     """Classes (H, W) of an image, or of a part of one, and what it adds to the sums.
 
     Probabilities are compared by their logarithms on a CPU: of two that differ in the last digit, the first class wins.
@@ -130,13 +148,14 @@ def describe(scores_Chw: Tensor, *, are_logits: bool, height: int, width: int) -
         are_logits: which of them.
         height: of the result.
         width: likewise.
+        confidence_HW: where the largest probability of each pixel is written, if given.
     """
     on_cpu = scores_Chw.device.type == "cpu"
-    return (_describe_on_cpu if on_cpu else _describe_on_device)(scores_Chw, are_logits, height, width)
+    return (_describe_on_cpu if on_cpu else _describe_on_device)(scores_Chw, are_logits, height, width, confidence_HW)
 
 
 def _describe_on_cpu(
-    scores_Chw: Tensor, are_logits: bool, height: int, width: int
+    scores_Chw: Tensor, are_logits: bool, height: int, width: int, confidence_HW: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], MapSums]:
     num_classes = len(scores_Chw)
     classes_HW = np.empty((height, width), np.uint8)
@@ -145,9 +164,13 @@ def _describe_on_cpu(
     in_place = are_logits and scores_Chw.shape[-2:] == (height, width)  # else every strip is a copy
     rows_at_once = height if in_place else max(1, _STRIP_BYTES_CPU // (4 * num_classes * width))
 
-    def describe_part(logits_Crw: NDArray[np.float32], classes_rw: NDArray[np.uint8]) -> MapSums:
+    def describe_part(
+        logits_Crw: NDArray[np.float32], classes_rw: NDArray[np.uint8], confidence_rw: NDArray[np.float32]
+    ) -> MapSums:
         sums = MapSums.zeros(num_classes)
-        describe_rows(logits_Crw, classes_rw, sums.pixels_C, sums.confidence_C, sums.histogram_B, sums.sums_3)
+        describe_rows(
+            logits_Crw, classes_rw, sums.pixels_C, sums.confidence_C, sums.histogram_B, sums.sums_3, confidence_rw
+        )
         return sums
 
     with ThreadPoolExecutor(threads) as pool:
@@ -155,16 +178,18 @@ def _describe_on_cpu(
             if not strip_are_logits:
                 strip_Crw = strip_Crw.clamp_min(SMALLEST_PROBABILITY).log_()
             logits = np.array_split(strip_Crw.numpy(), threads, axis=1)
-            for sums in pool.map(describe_part, logits, np.array_split(classes_HW[rows], threads)):
+            written = [np.array_split(each[rows], threads) for each in (classes_HW, confidence_HW)]
+            for sums in pool.map(describe_part, logits, *written):
                 total.add(sums)
     return classes_HW, total
 
 
 def _describe_on_device(
-    scores_Chw: Tensor, are_logits: bool, height: int, width: int
+    scores_Chw: Tensor, are_logits: bool, height: int, width: int, confidence_HW: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], MapSums]:
     num_classes, device = len(scores_Chw), scores_Chw.device
     classes_HW = torch.empty(height, width, dtype=torch.uint8, device=device)
+    largest_HW = torch.empty(confidence_HW.shape, dtype=torch.float32, device=device)
     pixels_C = torch.zeros(num_classes, dtype=torch.int64, device=device)
     confidence_C = torch.zeros(num_classes, dtype=torch.float64, device=device)
     histogram_B = torch.zeros(CONFIDENCE_BINS, dtype=torch.float64, device=device)
@@ -177,11 +202,15 @@ def _describe_on_device(
         second_M = p_CM.scatter(0, class_M[None], 0.0).amax(dim=0)
         entropy_M = -torch.special.xlogy(p_CM, p_CM).sum(dim=0)
         classes_HW[rows] = class_M.view(-1, width)
+        if confidence_HW.size:
+            largest_HW[rows] = largest_M.view(-1, width)
         pixels_C += torch.bincount(class_M, minlength=num_classes)
         confidence_C += torch.bincount(class_M, weights=largest_M.double(), minlength=num_classes)
         histogram_B += torch.histc(largest_M, bins=CONFIDENCE_BINS, min=0.0, max=1.0)
         sums_3 += torch.stack([largest_M.sum(), entropy_M.sum(), (largest_M - second_M).sum()])
     sums = (pixels_C, confidence_C, histogram_B.long(), sums_3)
+    if confidence_HW.size:
+        confidence_HW[:] = largest_HW.cpu().numpy()
     return classes_HW.cpu().numpy(), MapSums(*(each.cpu().numpy() for each in sums))
 
 

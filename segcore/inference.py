@@ -134,6 +134,7 @@ class Predictions:
 
     Attributes:
         predictions_NHW: class maps, uint8, at the images' size.
+        confidence_NHW: float32, the largest probability of each pixel, where it was asked for.
         class_pixels_NC, mean_confidence_N, low_confidence_N, mean_entropy_N, mean_margin_N, class_confidence_NC: of
             each image.
         num_inputs_N: network inputs that each image took: windows times scales times mirror images, or crops of
@@ -148,6 +149,7 @@ class Predictions:
     mean_margin_N: NDArray[np.float64]
     class_confidence_NC: NDArray[np.float64]
     num_inputs_N: NDArray[np.int64]
+    confidence_NHW: NDArray[np.float32] | None = None
 
     def statistics(self, index: int) -> MapStatistics:
         """Of one image."""
@@ -204,7 +206,9 @@ def predict(
     return predict_ensemble([member], images_N3HW, image_ids=image_ids)
 
 
-def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = ()) -> Predictions:
+def predict_ensemble(
+    members: Sequence[Member], images_N3HW: Tensor, *, image_ids: Sequence[str] = (), with_confidence: bool = False
+) -> Predictions:
     """Segment uint8 RGB images of one size by the mean of the members' class probabilities.
 
     The CRF of the first member's config, where it has one, refines the mean.
@@ -214,6 +218,7 @@ def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_id
             FCN-8s are EDeconvNet (arXiv 1505.04366, section 4.4, from memory).
         images_N3HW: uint8, on any device, in any memory layout.
         image_ids: of the images, for messages; may be left out.
+        with_confidence: give `confidence_NHW` too, four bytes per pixel.
 
     Raises:
         ValueError: the members have different numbers of classes, or CRFs (`check_one_crf`); scores are not finite.
@@ -223,7 +228,9 @@ def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_id
     with torch.inference_mode():
         found = _refined(_ensemble_scores(members, images_N3HW, image_ids), images_N3HW, members[0].config)
         maps = [
-            class_map(scores_Chw, are_logits=found.are_logits, height=height, width=width)
+            class_map(
+                scores_Chw, are_logits=found.are_logits, height=height, width=width, with_confidence=with_confidence
+            )
             for scores_Chw in found.scores_NChw
         ]
     statistics = [each.statistics for each in maps]
@@ -236,6 +243,9 @@ def predict_ensemble(members: Sequence[Member], images_N3HW: Tensor, *, image_id
         mean_margin_N=np.array([each.mean_margin for each in statistics]),
         class_confidence_NC=np.stack([each.class_confidence_C for each in statistics]),
         num_inputs_N=found.num_inputs_N,
+        confidence_NHW=np.stack([each.confidence_HW for each in maps if each.confidence_HW is not None])
+        if with_confidence
+        else None,
     )
 
 

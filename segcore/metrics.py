@@ -129,8 +129,7 @@ def scores_of_counts(counts_3C: NDArray[np.int64]) -> Scores:
     """Score the pixels of each class, summed over any images; see `class_counts`.
 
     A class absent from both truth and prediction has no IoU (0/0): it is NaN and left out of the mean, neither 0
-    (PyTorch-Encoding; torchmetrics, unless `ignore_index` or its own mask leaves it out) nor 1
-    (segmentation_models.pytorch).
+    (PyTorch-Encoding) nor 1 (segmentation_models.pytorch). torchmetrics shows it as 0, but leaves it out of its mean.
 
     Source: Long, Shelhamer and Darrell, "Fully convolutional networks", section 5 (the four scores).
     """

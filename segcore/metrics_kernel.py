@@ -7,12 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
-from segcore.compiled import entry_point
+from segcore.compiled import entry_point, kernel
 
 CONFIDENCE_UNITS = 2**24
 """Of a sum of probabilities, which as integers add up to the same in any order: float32's own step below 1."""
 
-_FAR = np.int32(2**30)
+FAR = np.uint16(65535)
+"""Distance of what has no border."""
+
+_LAST = np.uint16(FAR - 1)
 
 
 @entry_point
@@ -31,44 +34,34 @@ def count_pairs(labels_X: NDArray[np.uint8], predictions_X: NDArray[np.uint8], c
 
 
 @entry_point
-def border_distances(classes_hw: NDArray[np.uint8], distance_hw: NDArray[np.int32]) -> None:
-    """Chessboard distance of each pixel to the nearest one of another class: 1 beside it (corners count); else huge.
+def spread_rows(distance_hw: NDArray[np.uint16]) -> None:
+    """Let distances grow by 1 a row, straight or aslant, downwards and upwards: for `boundaries.border_distances`.
 
-    Two passes with steps of 1 in all eight directions are exact (Rosenfeld and Pfaltz, "Distance functions on digital
-    pictures", 1968). One map serves all classes: the way to the nearest other class stays in its own to the last step.
+    Every pixel of a row is worked off at once, by vector instructions.
 
     Args:
-        classes_hw: a map with one more row and column on each side, which repeat its outermost ones.
-        distance_hw: of the same shape; written. Its margin means nothing.
+        distance_hw: changed in place; the first and last column, which are only read, hold `FAR`.
     """
-    height, width = classes_hw.shape
-    distance_hw[:] = _FAR
-    for row in range(1, height - 1):
-        above, here, below = classes_hw[row - 1], classes_hw[row], classes_hw[row + 1]
-        before, now = distance_hw[row - 1], distance_hw[row]
-        for c in range(1, width - 1):
-            own = here[c]
-            in_row = (here[c - 1] != own) | (here[c + 1] != own)
-            in_above = (above[c - 1] != own) | (above[c] != own) | (above[c + 1] != own)
-            in_below = (below[c - 1] != own) | (below[c] != own) | (below[c + 1] != own)
-            way = min(before[c - 1], before[c], before[c + 1]) + 1
-            now[c] = 1 if in_row | in_above | in_below else way
-        for c in range(2, width - 1):
-            now[c] = min(now[c], now[c - 1] + 1)
-    for row in range(height - 2, 0, -1):
-        before, now = distance_hw[row + 1], distance_hw[row]
-        for c in range(1, width - 1):
-            now[c] = min(now[c], min(before[c - 1], before[c], before[c + 1]) + 1)
-        for c in range(width - 3, 0, -1):
-            now[c] = min(now[c], now[c + 1] + 1)
+    height = len(distance_hw)
+    for row in range(1, height):
+        _spread(distance_hw[row - 1], distance_hw[row])
+    for row in range(height - 2, -1, -1):
+        _spread(distance_hw[row + 1], distance_hw[row])
+
+
+@kernel
+def _spread(before_w: NDArray[np.uint16], now_w: NDArray[np.uint16]) -> None:
+    for c in range(1, len(now_w) - 1):
+        way = min(min(before_w[c - 1], before_w[c], before_w[c + 1]), _LAST)
+        now_w[c] = min(now_w[c], np.uint16(way + 1))
 
 
 @entry_point
 def count_near_borders(
     labels_HW: NDArray[np.uint8],
     predictions_HW: NDArray[np.uint8],
-    label_distance_hw: NDArray[np.int32],
-    prediction_distance_hw: NDArray[np.int32],
+    label_distance_HW: NDArray[np.uint16],
+    prediction_distance_HW: NDArray[np.uint16],
     boundary_px: int,
     band_of: NDArray[np.int64],
     boundary_3C: NDArray[np.int64],
@@ -79,8 +72,8 @@ def count_near_borders(
     Args:
         labels_HW: truth.
         predictions_HW: classes, wherever the truth is not ignored.
-        label_distance_hw: `border_distances` of the truth, with its margin.
-        prediction_distance_hw: of the prediction, ignored where the truth is.
+        label_distance_HW: distance of each pixel to the nearest border in the truth.
+        prediction_distance_HW: in the prediction, ignored where the truth is.
         boundary_px: how far a class's boundary reaches into it; the image ends like a class.
         band_of: of a distance from the truth's borders, the band; distances beyond the last one are in none.
         boundary_3C: boundary pixels of each class in truth and prediction at once, in the truth, in the prediction.
@@ -91,19 +84,22 @@ def count_near_borders(
     """
     height, width = labels_HW.shape
     num_classes = boundary_3C.shape[1]
+    far = max(boundary_px + 1, band_of.size)
     for row in range(height):
+        row_edge = 1 + min(row, height - 1 - row)
         for column in range(width):
             truth, guess = labels_HW[row, column], predictions_HW[row, column]
             if truth == IGNORE_INDEX:
                 continue
             if truth >= num_classes or guess >= num_classes:
                 return False
-            distance = label_distance_hw[row + 1, column + 1]
-            if distance < band_of.size:
-                bands_BCC[band_of[distance], truth, guess] += 1
-            edge = 1 + min(row, height - 1 - row, column, width - 1 - column)
-            in_truth = min(distance, edge) <= boundary_px
-            in_guess = min(prediction_distance_hw[row + 1, column + 1], edge) <= boundary_px
+            edge = min(row_edge, 1 + min(column, width - 1 - column))
+            of_truth, of_guess = int(label_distance_HW[row, column]), int(prediction_distance_HW[row, column])
+            if min(of_truth, of_guess, edge) >= far:
+                continue
+            if of_truth < band_of.size:
+                bands_BCC[band_of[of_truth], truth, guess] += 1
+            in_truth, in_guess = min(of_truth, edge) <= boundary_px, min(of_guess, edge) <= boundary_px
             if in_truth:
                 boundary_3C[1, truth] += 1
             if in_guess:
