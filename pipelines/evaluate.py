@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines import storage, tracking
 from pipelines.checkpoints import ModelCard
@@ -24,12 +24,14 @@ from pipelines.ensembles import (
     load_member,
     registered_version,
 )
+from pipelines.evaluation.groups import ImageGroup, folder_groups, read_groups, size_groups, table_groups
+from pipelines.evaluation.protocols import protocol_members
 from pipelines.fault_points import fault_point
 from pipelines.manifests import MANIFEST, code_commit, digest, read_manifest, write_manifest
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, open_dataset
+from segcore.boundaries import BoundaryConfig
 from segcore.inference import InferenceConfig, inference_to_dict
-from segcore.metrics import scores
 
 if TYPE_CHECKING:
     from pipelines.evaluation.scoring import SplitScores
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KIND = "evaluation"
+LOGGED_FILES = (
+    *("scores.json", "confusion.png", "iou.png", "trimaps.png", "reliability.png", "protocols.png"),
+    *("protocols.parquet", "groups.parquet", "images.parquet", "index.html"),
+)
+"""To MLflow, those of them that there are."""
 SPLIT_TAG = "segpipe.split"
 TRAIN_RUN_TAG = "segpipe.train_run_id"
 
@@ -72,6 +79,16 @@ class EvaluateConfig:
     recipe_inference: bool = False
     """Show images as each model's recipe says (the paper's scales, mirror images, windows, proposals), in place of
     --inference."""
+    protocols: tuple[str, ...] = ()
+    """Score several ways of showing an image side by side, on the same images: single, multi_scale_flip, sliding, crf,
+    given (as --inference.* or the recipe says). The first one's scores are the evaluation's; the others' stand in
+    protocols.parquet, with their cost."""
+    boundaries: BoundaryConfig = field(default_factory=BoundaryConfig)
+    """What is counted near borders."""
+    groups: str | None = None
+    """CSV file with the columns image_id and group: each group of images is scored by itself too."""
+    group_by: Literal["none", "folder"] = "none"
+    """folder: the same by the first folder of each image id."""
     num_examples: int = 3
     """Pictures of the best, of the median and of the worst images, each."""
     overwrite: bool = False
@@ -87,6 +104,8 @@ class EvaluateConfig:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; give 1 or more")
         if self.num_examples < 0:
             raise ValueError(f"--num-examples is {self.num_examples}; give 0 or more")
+        if self.group_by not in ("none", "folder"):
+            raise ValueError(f"--group-by is {self.group_by!r}; expected 'none' or 'folder'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +156,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     members, card = find_members(
         models, config.inference, recipe_inference=config.recipe_inference, leave_out=config.leave_out
     )
+    protocols = protocol_members(members, config.protocols)
+    members = next(iter(protocols.values()))
     config = dataclasses.replace(config, inference=members[0].inference, recipe_inference=False)
     dataset = open_dataset(config.data)
     if dataset.splits.get(config.split) is None or not dataset.splits[config.split].num_images:
@@ -153,6 +174,17 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         identity["ensemble"] = [member.identity() for member in members[1:]]
     if config.leave_out:
         identity["leave_out"] = sorted(config.leave_out)
+    if config.protocols:
+        identity["protocols"] = {
+            name: [inference_to_dict(member.inference) for member in shown] for name, shown in protocols.items()
+        }
+    if config.boundaries != BoundaryConfig():
+        identity["boundaries"] = dataclasses.asdict(config.boundaries)
+    groups = read_groups(config.groups) if config.groups else None
+    if groups:
+        identity["groups"] = digest(groups)
+    if config.group_by != "none":
+        identity["group_by"] = config.group_by
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:
         tracking.settle(finished.run_id)
@@ -185,7 +217,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         work={"output": config.output, "identity": identity},
     ) as run:
         run.log_dataset(dataset.uri, digest=dataset.digest, split=config.split, context="evaluation")
-        return _evaluate(config, members, dataset, run, identity, name)
+        return _evaluate(config, protocols, dataset, groups, run, identity, name)
 
 
 def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str, data: str) -> None:
@@ -205,9 +237,9 @@ def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str,
 
 
 def _score(
-    config: EvaluateConfig, members: Sequence[MemberModel], dataset: PreparedDataset, name: str
-) -> "SplitScores":
-    """The Ray part: every image of the split through the models."""
+    config: EvaluateConfig, protocols: Mapping[str, Sequence[MemberModel]], dataset: PreparedDataset, name: str
+) -> "dict[str, SplitScores]":
+    """The Ray part: every image of the split through the models, by each protocol."""
     num_images = dataset.splits[config.split].num_images
     with actor_cluster(workers=config.workers, threads=config.threads, use_gpu=config.use_gpu):
         # Ray reads its environment at import, and `actor_cluster` has just set it.
@@ -218,23 +250,27 @@ def _score(
             threads=config.threads,
             batch_size=config.batch_size,
             use_gpu=config.use_gpu,
+            boundaries=config.boundaries,
         )
         with progress(f"evaluate {name}", total=num_images, unit="images") as advance:
-            return score_split(dataset, config.split, members=members, config=scoring, advance=advance)
+            return score_split(dataset, config.split, protocols=protocols, config=scoring, advance=advance)
 
 
 def _evaluate(
     config: EvaluateConfig,
-    members: Sequence[MemberModel],
+    protocols: Mapping[str, Sequence[MemberModel]],
     dataset: PreparedDataset,
+    groups: dict[str, str] | None,
     run: tracking.TrackedRun,
     identity: dict[str, Any],
     name: str,
 ) -> EvaluateResult:
-    result = _score(config, members, dataset, name)
+    results = _score(config, protocols, dataset, name)
     fault_point("evaluate.scored")
-    from pipelines.evaluation.report import draw_examples, scores_by_name, write_report  # imports Ray, as above
+    from pipelines.evaluation.report import draw_examples, write_report  # imports Ray, as above
 
+    first = next(iter(protocols))
+    result, members = results[first], protocols[first]
     examples = draw_examples(
         dataset,
         config.split,
@@ -244,22 +280,22 @@ def _evaluate(
     )
     measured = {
         "network_images_per_second": result.network_images_per_second,
-        "images_per_second": result.images_per_second,
+        "images_per_second": result.images_per_second if len(results) == 1 else math.nan,  # else it is of all together
     }
     speeds = {key: value for key, value in measured.items() if not math.isnan(value)}
-    named = scores_by_name(scores(result.confusion_CC), dataset.class_names)
     origins = _origins(config, members, dataset, run.run_id)
-    files = write_report(
+    named, files = write_report(
         config.output,
-        result,
+        results,
         dataset=dataset,
         split=config.split,
         title=f"{name} on {config.split}",
         speeds=speeds,
         origins=origins,
         examples=examples,
+        groups=_image_groups(config, result, groups),
     )
-    _log(run, config, named, speeds)
+    _log(run, config, named, speeds, files)
     content = {
         "identity": identity,
         "config": dataclasses.asdict(config)
@@ -278,6 +314,17 @@ def _evaluate(
     return _result(config.output, content)
 
 
+def _image_groups(config: EvaluateConfig, result: "SplitScores", groups: dict[str, str] | None) -> list[ImageGroup]:
+    image_ids = result.images["image_id"].to_pylist()
+    heights, widths = (result.images[name].to_pylist() for name in ("height", "width"))
+    found = size_groups([height * width for height, width in zip(heights, widths, strict=True)])
+    if config.group_by == "folder":
+        found += folder_groups(image_ids)
+    if groups is not None:
+        found += table_groups(image_ids, groups)
+    return found
+
+
 def _finished(output: str, identity: dict[str, Any]) -> EvaluateResult | None:
     """The evaluation that the folder holds, or None.
 
@@ -287,11 +334,11 @@ def _finished(output: str, identity: dict[str, Any]) -> EvaluateResult | None:
     if not storage.exists(storage.join(output, MANIFEST)):
         return None
     manifest = read_manifest(output, kind=KIND)
-    differing = [key for key in identity if digest(manifest["identity"].get(key)) != digest(identity[key])]
+    there: dict[str, Any] = manifest["identity"]
+    keys = dict.fromkeys([*identity, *there])
+    differing = [key for key in keys if digest(there.get(key)) != digest(identity.get(key))]
     if differing:
-        found = ", ".join(
-            f"{key} {_short(manifest['identity'].get(key))} (now {_short(identity[key])})" for key in differing
-        )
+        found = ", ".join(f"{key} {_short(there.get(key))} (now {_short(identity.get(key))})" for key in differing)
         raise ValueError(
             f"{output!r} holds the evaluation of another {found}; give another --output, or --overwrite to replace it"
         )
@@ -342,11 +389,18 @@ def _origins(
     }
 
 
-def _log(run: tracking.TrackedRun, config: EvaluateConfig, named: dict[str, float], speeds: dict[str, float]) -> None:
+def _log(
+    run: tracking.TrackedRun,
+    config: EvaluateConfig,
+    named: dict[str, float],
+    speeds: dict[str, float],
+    files: Mapping[str, Any],
+) -> None:
     run.log_once({f"eval/{config.split}/{name}": value for name, value in named.items()})
     run.log_once({f"eval/{name}": value for name, value in speeds.items()})
-    for name in ("scores.json", "confusion.png", "iou.png", "index.html"):
-        run.log_bytes(name, storage.read_bytes(storage.join(config.output, name)))
+    for name in LOGGED_FILES:
+        if name in files:
+            run.log_bytes(name, storage.read_bytes(storage.join(config.output, name)))
 
 
 def _result(output: str, manifest: dict[str, Any]) -> EvaluateResult:

@@ -220,7 +220,7 @@ def confusion_heat_map(confusion_CC: NDArray[np.integer], class_names: Sequence[
     bar = figure.colorbar(cells, ax=axes, shrink=0.5, pad=0.02, aspect=25)
     bar.ax.tick_params(labelsize=8, length=0)
     bar.outline.set_visible(False)
-    return _chart_bytes(figure)
+    return chart_bytes(figure)
 
 
 def iou_chart(series: Sequence[tuple[str, NDArray[np.floating]]], class_names: Sequence[str]) -> bytes:
@@ -256,10 +256,10 @@ def iou_chart(series: Sequence[tuple[str, NDArray[np.floating]]], class_names: S
     axes.set_yticks(rows, [class_names[index] for index in order], fontsize=9)
     axes.set_ylim(len(class_names) - 0.4, -0.6)
     axes.set_xlim(0, 108)
-    _plain_axes(axes, "IoU, %")
+    plain_axes(axes, "IoU, %")
     if len(series) > 1:
         axes.legend(fontsize=8, frameon=False, ncols=min(3, len(series)), loc="lower left", bbox_to_anchor=(0, 1.0))
-    return _chart_bytes(figure)
+    return chart_bytes(figure)
 
 
 def share_chart(shares_C: NDArray[np.floating], class_names: Sequence[str], palette: Palette) -> bytes:
@@ -287,8 +287,8 @@ def share_chart(shares_C: NDArray[np.floating], class_names: Sequence[str], pale
     axes.set_yticks(rows, [class_names[index] for index in order], fontsize=9)
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, max(1.0, percent.max() * 1.1))
-    _plain_axes(axes, "share of pixels, %")
-    return _chart_bytes(figure)
+    plain_axes(axes, "share of pixels, %")
+    return chart_bytes(figure)
 
 
 def trend_chart(
@@ -330,10 +330,10 @@ def trend_chart(
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
-    return _chart_bytes(figure)
+    return chart_bytes(figure)
 
 
-def _plain_axes(axes: Axes, label: str) -> None:
+def plain_axes(axes: Axes, label: str) -> None:
     axes.set_xlabel(label, fontsize=9)
     axes.tick_params(length=0, labelsize=8)
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.8)
@@ -351,7 +351,7 @@ def _annotate(axes: Axes, rate_CC: NDArray[np.floating]) -> None:
         axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
 
 
-def _chart_bytes(figure: Figure) -> bytes:
+def chart_bytes(figure: Figure) -> bytes:
     """PNG without the version of matplotlib that it would note inside; no pyplot, which keeps figures in a global."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})

@@ -1,38 +1,54 @@
 """The files of an evaluation folder: score tables that anything reads, pictures, and a page that shows them.
 
 <output>/scores.json          every score of the split, by name
-<output>/classes.parquet      one row per class: IoU, accuracy, pixels
+<output>/classes.parquet      one row per class: IoU with its interval, boundary IoU, accuracy, pixels
 <output>/confusion.parquet    one row per (true class, predicted class): pixels
 <output>/images.parquet       one row per image (`scoring.IMAGES_SCHEMA`)
-<output>/confusion.png, iou.png, overlays/*.jpg
+<output>/trimaps.parquet      one row per distance from a border: mean IoU of the pixels within it
+<output>/calibration.parquet  one row per bin of confidence: pixels, accuracy
+<output>/groups.parquet       one row per group of images: by size, by folder, by a table of the user's
+<output>/protocols.parquet, images-<protocol>.parquet, protocols.png   with --protocols
+<output>/confusion.png, iou.png, trimaps.png, reliability.png, overlays/*.jpg
 <output>/index.html           all of it on one page
 <output>/manifest.json        written last, by `evaluate`
 """
 
-import io
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from pipelines import storage
+from pipelines.charts import protocol_chart, reliability_chart, trimap_chart
+from pipelines.evaluation.groups import ImageGroup
+from pipelines.evaluation.page import (
+    border_section,
+    class_section,
+    group_sections,
+    origin_section,
+    overview,
+    protocol_section,
+)
 from pipelines.evaluation.scoring import SplitScores, class_maps, decode_pair, read_rows
-from pipelines.pages import Cell, Facts, Gallery, Legend, Paragraph, Picture, Section, Table, number_cell, render_page
+from pipelines.evaluation.tables import (
+    calibration_table,
+    class_table,
+    confusion_table,
+    group_table,
+    parquet_of,
+    protocol_table,
+    scores_by_name,
+    summarise,
+    trimap_table,
+)
+from pipelines.pages import Gallery, Legend, Picture, Section, render_page
 from pipelines.pictures import Panel, confusion_heat_map, errors, fit_width, iou_chart, jpeg_bytes, overlay, strip
 from pipelines.shards import PreparedDataset
 from segcore.inference import Member
-from segcore.metrics import Scores, confusion_matrix, scores
+from segcore.metrics import confusion_matrix, scores
 
 PANEL_WIDTH_PX = 480
-SPEED_LABELS = {
-    "network_images_per_second": "images/s, network of one worker",
-    "images_per_second": "images/s, end to end",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,21 +133,9 @@ def draw_examples(
     return examples
 
 
-def scores_by_name(result: Scores, class_names: Sequence[str]) -> dict[str, float]:
-    """Scores as fractions of 1 by name; a class that occurs nowhere has no IoU and is left out."""
-    named = {
-        "mean_iou": result.mean_iou,
-        "pixel_accuracy": result.pixel_accuracy,
-        "mean_accuracy": result.mean_accuracy,
-        "frequency_weighted_iou": result.frequency_weighted_iou,
-    }
-    named |= {f"iou/{name}": float(value) for name, value in zip(class_names, result.iou_C, strict=True)}
-    return {name: value for name, value in named.items() if not math.isnan(value)}
-
-
 def write_report(
     output: str,
-    result: SplitScores,
+    results: Mapping[str, SplitScores],
     *,
     dataset: PreparedDataset,
     split: str,
@@ -139,159 +143,78 @@ def write_report(
     speeds: dict[str, float],
     origins: dict[str, str],
     examples: Sequence[Example],
-) -> dict[str, dict[str, Any]]:
+    groups: Sequence[ImageGroup],
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Write every file but the manifest.
 
     Args:
         output: URI of the folder.
-        result: what was measured.
+        results: what was measured, by protocol; of several the first one is shown in full.
         dataset: its class table and palette.
         split: name.
         title: of the page.
         speeds: images per second, by name.
         origins: where model and data come from, for the page.
         examples: pictures of single images.
+        groups: of images that are scored by themselves.
 
     Returns:
-        SHA-256 and size of each file, by relative path.
+        The first protocol's scores by name; SHA-256 and size of each file, by relative path.
     """
-    total = scores(result.confusion_CC)
-    names = dataset.class_names
+    first, *others = results
+    result, names = results[first], dataset.class_names
+    summaries = {name: summarise(each) for name, each in results.items()}
+    summary = summaries[first]
+    named = scores_by_name(summary, names)
+    by_group = group_table(summary.counts_N3C, groups)
     content: dict[str, bytes] = {
-        "scores.json": storage.json_bytes(
-            {**scores_by_name(total, names), **{f"speed/{k}": v for k, v in speeds.items()}}
-        ),
-        "images.parquet": _parquet(result.images),
-        "classes.parquet": _parquet(_class_table(result.confusion_CC, total, names)),
-        "confusion.parquet": _parquet(_confusion_table(result.confusion_CC, names)),
+        "scores.json": storage.json_bytes({**named, **{f"speed/{k}": v for k, v in speeds.items()}}),
+        "images.parquet": parquet_of(result.images),
+        "classes.parquet": parquet_of(class_table(result.confusion_CC, summary, names)),
+        "confusion.parquet": parquet_of(confusion_table(result.confusion_CC, names)),
+        "trimaps.parquet": parquet_of(trimap_table(summary)),
+        "calibration.parquet": parquet_of(calibration_table(summary.calibration)),
+        "groups.parquet": parquet_of(by_group),
         "confusion.png": confusion_heat_map(result.confusion_CC, names),
-        "iou.png": iou_chart([(split, total.iou_C)], names),
+        "iou.png": iou_chart([(split, summary.total.iou_C)], names),
+        "trimaps.png": trimap_chart(
+            [width for width, _ in summary.trimaps],
+            [within.mean_iou for _, within in summary.trimaps],
+            everywhere=summary.total.mean_iou,
+        ),
+        "reliability.png": reliability_chart(summary.calibration),
         **{example.file_name: example.strip_jpeg for example in examples},
     }
-    content["index.html"] = _page(
-        result,
-        total,
-        dataset=dataset,
-        split=split,
-        title=title,
-        speeds=speeds,
-        origins=origins,
-        examples=examples,
-        charts=content,
+    sections = [overview(summary, result.images.num_rows, speeds)]
+    if others:
+        protocols = protocol_table(results, summaries)
+        content["protocols.parquet"] = parquet_of(protocols)
+        content |= {f"images-{name}.parquet": parquet_of(results[name].images) for name in others}
+        content["protocols.png"] = protocol_chart(
+            list(results),
+            [1 / each.network_images_per_second for each in results.values()],
+            [each.total.mean_iou for each in summaries.values()],
+        )
+        sections.append(protocol_section(protocols, content))
+    sections += [
+        class_section(result.confusion_CC, summary, names, content),
+        border_section(summary, content),
+        *group_sections(by_group),
+        *_example_sections(examples, dataset),
+        origin_section(origins),
+    ]
+    subtitle = f"Split {split!r}: {result.images.num_rows:,} images, {int(result.confusion_CC.sum()):,} labelled pixels"
+    content["index.html"] = render_page(
+        title, sections, subtitle=subtitle, footer="Written by jobs/evaluate.py. " + READ_ME
     )
     for name, data in content.items():
         storage.write_atomic(storage.join(output, name), data)
-    return {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
-
-
-def _class_table(confusion_CC: NDArray[np.int64], total: Scores, names: Sequence[str]) -> pa.Table:
-    return pa.table(
-        {
-            "class_index": pa.array(range(len(names)), pa.int32()),
-            "class_name": list(names),
-            "iou": pa.array(total.iou_C, pa.float64(), from_pandas=True),
-            "accuracy": pa.array(total.accuracy_C, pa.float64(), from_pandas=True),
-            "true_pixels": confusion_CC.sum(axis=1),
-            "predicted_pixels": confusion_CC.sum(axis=0),
-        }
-    )
-
-
-def _confusion_table(confusion_CC: NDArray[np.int64], names: Sequence[str]) -> pa.Table:
-    truth, predicted = np.indices(confusion_CC.shape)
-    return pa.table(
-        {
-            "true_index": truth.ravel().astype(np.int32),
-            "predicted_index": predicted.ravel().astype(np.int32),
-            "true_class": [names[index] for index in truth.ravel().tolist()],
-            "predicted_class": [names[index] for index in predicted.ravel().tolist()],
-            "pixels": confusion_CC.ravel(),
-        }
-    )
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _page(
-    result: SplitScores,
-    total: Scores,
-    *,
-    dataset: PreparedDataset,
-    split: str,
-    title: str,
-    speeds: dict[str, float],
-    origins: dict[str, str],
-    examples: Sequence[Example],
-    charts: dict[str, bytes],
-) -> bytes:
-    percent = [
-        ("mean IoU", total.mean_iou),
-        ("pixel accuracy", total.pixel_accuracy),
-        ("mean accuracy", total.mean_accuracy),
-        ("frequency-weighted IoU", total.frequency_weighted_iou),
-    ]
-    facts = [(name, f"{100 * value:.2f} %") for name, value in percent]
-    facts.append(("images", f"{result.images.num_rows:,}"))
-    facts += [(SPEED_LABELS[name], f"{value:.1f}") for name, value in speeds.items()]
-    speed_note = (
-        "Network: one worker from pixels to class map, its first pass left out. End to end: all workers, "
-        "with reading, decoding and scoring, from the first row to the last; start-up and loading the model left out."
-    )
-    sections = [
-        Section(title="", blocks=(Facts(facts=tuple(facts)), Paragraph(text=speed_note))),
-        Section(
-            title="Classes",
-            blocks=(
-                _class_block(result.confusion_CC, total, dataset.class_names),
-                Gallery(pictures=tuple(Picture(data=charts[name], card=True) for name in ("iou.png", "confusion.png"))),
-            ),
-        ),
-        *_example_sections(examples, dataset),
-        Section(title="Origins", blocks=(_origin_table(origins),)),
-    ]
-    subtitle = f"Split {split!r}: {result.images.num_rows:,} images, {int(result.confusion_CC.sum()):,} labelled pixels"
-    return render_page(title, sections, subtitle=subtitle, footer="Written by jobs/evaluate.py. " + READ_ME)
+    return named, {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
 
 
 READ_ME = (
-    "The same numbers stand in scores.json, classes.parquet, confusion.parquet and images.parquet beside this page."
+    "The same numbers stand in scores.json and the Parquet tables beside this page; docs/evaluation.md explains them."
 )
-
-
-def _class_block(confusion_CC: NDArray[np.int64], total: Scores, names: Sequence[str]) -> Table:
-    all_pixels = max(int(confusion_CC.sum()), 1)
-    rows = []
-    for index, name in enumerate(names):
-        wrong_C = confusion_CC[index].copy()
-        wrong_C[index] = 0
-        taken_for = (
-            f"{names[int(wrong_C.argmax())]} ({100 * wrong_C.max() / confusion_CC[index].sum():.1f} %)"
-            if wrong_C.any()
-            else "-"
-        )
-        rows.append(
-            (
-                Cell(text=name),
-                number_cell(total.iou_C[index], scale=100, digits=2),
-                number_cell(total.accuracy_C[index], scale=100, digits=2),
-                number_cell(confusion_CC[index].sum() / all_pixels, scale=100, digits=2),
-                number_cell(confusion_CC[:, index].sum() / all_pixels, scale=100, digits=2),
-                Cell(text=taken_for),
-            )
-        )
-    columns = (
-        "class",
-        "IoU, %",
-        "accuracy (recall), %",
-        "share of truth, %",
-        "share of predictions, %",
-        "most often taken for",
-    )
-    return Table(columns=columns, rows=tuple(rows), numeric=(1, 2, 3, 4))
 
 
 def _example_sections(examples: Sequence[Example], dataset: PreparedDataset) -> list[Section]:
@@ -310,9 +233,3 @@ def _example_sections(examples: Sequence[Example], dataset: PreparedDataset) -> 
         if galleries:
             sections.append(Section(title=f"{title}, by their own mIoU", blocks=(legend, *galleries)))
     return sections
-
-
-def _origin_table(origins: dict[str, str]) -> Table:
-    return Table(
-        columns=("what", "value"), rows=tuple((Cell(text=name), Cell(text=value)) for name, value in origins.items())
-    )

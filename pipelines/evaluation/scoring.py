@@ -1,14 +1,16 @@
-"""Score a model on a split with Ray Data: slices of shards in, one confusion matrix and one row per image out.
+"""Score a model on a split with Ray Data: slices of shards in, one set of counts and one row per image out.
 
 1. The driver cuts the split's shards into slices of rows.
 2. Reading tasks verify a shard and pass on the encoded rows of a slice: bytes, not decoded pictures.
 3. Actors hold the model; they decode in threads while the network runs, and send back sums and one row per image.
 4. The driver adds the sums. They are integers, so neither the number of workers nor their order changes the result.
+
+Where several protocols are asked for, each image is decoded once and shown in every one of these ways before the next.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +27,10 @@ from pipelines.ensembles import MemberModel, load_member
 from pipelines.fault_points import fault_point
 from pipelines.shards import PreparedDataset, read_part
 from pipelines.training.batches import decoded, decoding_threads, ordered_ahead
+from segcore.boundaries import BoundaryConfig
 from segcore.inference import Member, predict_ensemble, prepare
-from segcore.metrics import confusion_matrix, scores
+from segcore.metrics import class_counts, scores_of_counts
+from segcore.segmentation_counts import SegmentationCounts
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -39,11 +43,15 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("intersection", pa.list_(pa.int64()), nullable=False),
         pa.field("union", pa.list_(pa.int64()), nullable=False),
         pa.field("network_ms", pa.float64(), nullable=False),
+        pa.field("intersection_C", pa.list_(pa.int64()), nullable=False),
+        pa.field("truth_C", pa.list_(pa.int64()), nullable=False),
+        pa.field("prediction_C", pa.list_(pa.int64()), nullable=False),
     ]
 )
 """One row per image. `mean_iou` is over the classes that the image's truth or prediction holds; it and `pixel_accuracy`
-are null where every pixel is ignored. `intersection` and `union` have one entry per class: summed over the rows, they
-give the split's IoU."""
+are null where every pixel is ignored. The lists have one entry per class, in pixels: summed over any rows, they give
+the scores of these images (`segcore.metrics.scores_of_counts` of the last three). `intersection` is `intersection_C`,
+and `union` follows too: older readers know them."""
 
 _PLACE = [pa.field("part", pa.int32()), pa.field("row", pa.int32())]
 _ENCODED_SCHEMA = pa.schema(
@@ -58,11 +66,13 @@ _ENCODED_SCHEMA = pa.schema(
 _SCORED_SCHEMA = pa.schema([*_PLACE, *IMAGES_SCHEMA])
 _CHUNK_SCHEMA = pa.schema(
     [
-        pa.field("confusion", pa.list_(pa.int64())),
+        pa.field("protocol", pa.string()),
+        pa.field("counts", pa.list_(pa.int64())),
         pa.field("images", pa.binary()),
         pa.field("num_images", pa.int64()),
         pa.field("network_seconds", pa.float64()),
         pa.field("network_images", pa.int64()),
+        pa.field("network_inputs", pa.int64()),
         pa.field("began", pa.float64()),
         pa.field("ended", pa.float64()),
         pa.field("error", pa.string()),
@@ -82,34 +92,43 @@ class ScoringConfig:
         threads: CPU threads of each one's network.
         batch_size: images per forward pass, where neighbours have one size.
         use_gpu: one GPU per actor.
+        boundaries: what is counted near borders.
     """
 
     workers: int
     threads: int
     batch_size: int
     use_gpu: bool
+    boundaries: BoundaryConfig = field(default_factory=BoundaryConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitScores:
-    """What scoring a split gives.
+    """What scoring a split by one protocol gives.
 
     Attributes:
-        confusion_CC: int64 pixels, rows truth, columns prediction.
+        counts: of all its pixels.
         images: one row per image (`IMAGES_SCHEMA`), in the split's order.
         places: (part, row) of each image.
         network_seconds: spent in forward passes up to the class map, summed over the workers, each one's first apart.
         network_images: images of those passes.
+        network_inputs: network inputs of all images: see `Predictions.num_inputs_N`.
         busy_seconds: from the first worker's first row to the last worker's last: reading, decoding and scoring
-            included, start-up apart.
+            included, start-up apart; of all protocols together.
     """
 
-    confusion_CC: NDArray[np.int64]
+    counts: SegmentationCounts
     images: pa.Table
     places: list[tuple[int, int]]
     network_seconds: float
     network_images: int
+    network_inputs: int
     busy_seconds: float
+
+    @property
+    def confusion_CC(self) -> NDArray[np.int64]:
+        """Pixels, rows truth, columns prediction."""
+        return self.counts.confusion_CC
 
     @property
     def network_images_per_second(self) -> float:
@@ -126,18 +145,22 @@ def score_split(
     dataset: PreparedDataset,
     split: str,
     *,
-    members: Sequence[MemberModel],
+    protocols: Mapping[str, Sequence[MemberModel]],
     config: ScoringConfig,
     advance: Callable[[int], None],
-) -> SplitScores:
-    """Score every image of a split; Ray must run.
+) -> dict[str, SplitScores]:
+    """Score every image of a split by each protocol; Ray must run.
 
     Args:
         dataset: with the models' class table.
         split: name of one of its splits.
-        members: models whose class probabilities are averaged; one or more.
+        protocols: by name, the models whose class probabilities are averaged, one or more, and how each is shown an
+            image; the models are the same in all of them.
         config: how.
         advance: called with the number of images just done.
+
+    Returns:
+        By name, in the order of the protocols.
 
     Raises:
         ValueError: a shard, an image or a model folder is broken.
@@ -154,7 +177,7 @@ def score_split(
     )
     scored = encoded.map_batches(
         Scorer,
-        fn_constructor_args=(tuple(members), dataset.num_classes, config),
+        fn_constructor_args=(dict(protocols), dataset.num_classes, config),
         compute=ActorPoolStrategy(size=config.workers),
         batch_size=None,
         batch_format="pyarrow",
@@ -167,8 +190,17 @@ def score_split(
         if chunk["error"] is not None:
             raise ValueError(chunk["error"])
         chunks.append(chunk)
-        advance(int(chunk["num_images"]))
-    return _merged(chunks, num_classes=dataset.num_classes, num_images=dataset.splits[split].num_images)
+        if chunk["protocol"] == next(iter(protocols)):
+            advance(int(chunk["num_images"]))
+    num_images = dataset.splits[split].num_images
+    return {
+        name: _merged(
+            [chunk for chunk in chunks if chunk["protocol"] == name],
+            SegmentationCounts.zero(dataset.num_classes, config.boundaries),
+            num_images=num_images,
+        )
+        for name in protocols
+    }
 
 
 def cut_slices(part_rows: list[int], *, workers: int, batch_size: int) -> list[dict[str, int]]:
@@ -204,23 +236,53 @@ def _read_slice(work: pa.Table, *, dataset: PreparedDataset, split: str) -> pa.T
     return rows.append_column("error", pa.nulls(rows.num_rows, pa.string())).cast(_ENCODED_SCHEMA)
 
 
-class Scorer:
-    """An actor with the models: encoded rows in, one row with their sums out."""
+@dataclass(slots=True)
+class _Tally:
+    """What a slice adds to one protocol."""
 
-    def __init__(self, members: Sequence[MemberModel], num_classes: int, config: ScoringConfig) -> None:
+    counts: SegmentationCounts
+    records: list[dict[str, Any]] = field(default_factory=list)
+    network_seconds: float = 0.0
+    network_images: int = 0
+    network_inputs: int = 0
+
+    def chunk(self, protocol: str, began: float) -> dict[str, Any]:
+        """A row of `_CHUNK_SCHEMA`."""
+        return {
+            "protocol": protocol,
+            "counts": self.counts.flat(),
+            "images": _to_stream(pa.Table.from_pylist(self.records, schema=_SCORED_SCHEMA)),
+            "num_images": len(self.records),
+            "network_seconds": self.network_seconds,
+            "network_images": self.network_images,
+            "network_inputs": self.network_inputs,
+            "began": began,
+            "ended": time.time(),
+        }
+
+
+class Scorer:
+    """An actor with the models: encoded rows in, one row per protocol with their sums out."""
+
+    def __init__(self, protocols: Mapping[str, Sequence[MemberModel]], num_classes: int, config: ScoringConfig) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.num_classes = num_classes
-        self.members = [load_member(member) for member in members]
-        for member in self.members:
+        loaded = [load_member(member) for member in next(iter(protocols.values()))]
+        for member in loaded:
             prepare(member.model, "cuda" if config.use_gpu else "cpu")
-        self.warm = False
+        self.protocols = {
+            name: [replace(one, config=each.inference) for one, each in zip(loaded, members, strict=True)]
+            for name, members in protocols.items()
+        }
+        self.warm: set[str] = set()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Score a table of `_ENCODED_SCHEMA`.
 
         Returns:
-            One row: `confusion` (C*C), `images` (an Arrow stream of `_SCORED_SCHEMA`) and timing; or `error`.
+            A row per protocol: its name, `counts` (`SegmentationCounts.flat`), `images` (an Arrow stream of
+            `_SCORED_SCHEMA`) and timing; or one with an `error`.
         """
         began = time.time()
         fault_point("evaluate.slice")
@@ -233,31 +295,37 @@ class Scorer:
         return pa.Table.from_pylist([{"error": problem}], schema=_CHUNK_SCHEMA)
 
     def _score(self, rows: pa.Table, began: float) -> pa.Table:
-        confusion_CC = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
-        records: list[dict[str, Any]] = []
-        seconds, timed = 0.0, 0
-        for group, images_N3HW, labels_NHW in self._batches(rows):
-            started = time.perf_counter()
-            image_ids = [row["image_id"] for row in group]
-            predictions_NHW = class_maps(self.members, images_N3HW, image_ids=image_ids)
-            elapsed = time.perf_counter() - started
-            if self.warm:  # the first pass allocates and chooses algorithms
-                seconds, timed = seconds + elapsed, timed + len(group)
-            self.warm = True
-            for row, labels_HW, predictions_HW in zip(group, labels_NHW, predictions_NHW, strict=True):
-                image_CC = confusion_matrix(labels_HW, predictions_HW, num_classes=self.num_classes)
-                confusion_CC += image_CC
-                records.append(_image_record(row, labels_HW, image_CC, network_ms=1000 * elapsed / len(group)))
-        chunk = {
-            "confusion": confusion_CC.ravel().tolist(),
-            "images": _to_stream(pa.Table.from_pylist(records, schema=_SCORED_SCHEMA)),
-            "num_images": len(records),
-            "network_seconds": seconds,
-            "network_images": timed,
-            "began": began,
-            "ended": time.time(),
+        tallies = {
+            name: _Tally(SegmentationCounts.zero(self.num_classes, self.config.boundaries)) for name in self.protocols
         }
-        return pa.Table.from_pylist([chunk], schema=_CHUNK_SCHEMA)
+        for group, images_N3HW, labels_NHW in self._batches(rows):
+            for name, tally in tallies.items():
+                self._show(name, tally, group, images_N3HW, labels_NHW)
+        chunks = [tally.chunk(name, began) for name, tally in tallies.items()]
+        return pa.Table.from_pylist(chunks, schema=_CHUNK_SCHEMA)
+
+    def _show(
+        self,
+        protocol: str,
+        tally: _Tally,
+        group: list[dict[str, Any]],
+        images_N3HW: Tensor,
+        labels_NHW: NDArray[np.uint8],
+    ) -> None:
+        """Predict images of one size by a protocol, and add what they count."""
+        started = time.perf_counter()
+        image_ids = [row["image_id"] for row in group]
+        found = predict_ensemble(self.protocols[protocol], images_N3HW, image_ids=image_ids, with_confidence=True)
+        elapsed = time.perf_counter() - started
+        tally.network_inputs += int(found.num_inputs_N.sum())
+        if protocol in self.warm:  # the first pass allocates and chooses algorithms
+            tally.network_seconds += elapsed
+            tally.network_images += len(group)
+        self.warm.add(protocol)
+        assert found.confidence_NHW is not None
+        for index, (row, labels_HW) in enumerate(zip(group, labels_NHW, strict=True)):
+            image_CC = tally.counts.update(labels_HW, found.predictions_NHW[index], found.confidence_NHW[index])
+            tally.records.append(_image_record(row, labels_HW, image_CC, network_ms=1000 * elapsed / len(group)))
 
     def _batches(self, rows: pa.Table) -> Iterator[tuple[list[dict[str, Any]], Tensor, NDArray[np.uint8]]]:
         """Decode ahead of the network, and join neighbours of one size up to the batch."""
@@ -296,9 +364,10 @@ def decode_pair(row: dict[str, Any]) -> tuple[Tensor, NDArray[np.uint8]]:
 def _image_record(
     row: dict[str, Any], labels_HW: NDArray[np.uint8], image_CC: NDArray[np.int64], *, network_ms: float
 ) -> dict[str, Any]:
-    result = scores(image_CC)
+    counts_3C = class_counts(image_CC)
+    result = scores_of_counts(counts_3C)
+    intersection_C, truth_C, prediction_C = (row_C.tolist() for row_C in counts_3C)
     valid_pixels = int(image_CC.sum())
-    diagonal_C = np.diag(image_CC)
     return {
         "part": row["part"],
         "row": row["row"],
@@ -308,10 +377,19 @@ def _image_record(
         "valid_pixels": valid_pixels,
         "mean_iou": result.mean_iou if valid_pixels else None,
         "pixel_accuracy": result.pixel_accuracy if valid_pixels else None,
-        "intersection": diagonal_C.tolist(),
-        "union": (image_CC.sum(axis=0) + image_CC.sum(axis=1) - diagonal_C).tolist(),
+        "intersection": intersection_C,
+        "union": (counts_3C[1] + counts_3C[2] - counts_3C[0]).tolist(),
         "network_ms": network_ms,
+        "intersection_C": intersection_C,
+        "truth_C": truth_C,
+        "prediction_C": prediction_C,
     }
+
+
+def image_counts(images: pa.Table) -> NDArray[np.int64]:
+    """Counts (N, 3, C) of a table of `IMAGES_SCHEMA`, as `segcore.bootstrap` wants them."""
+    columns = [images[name].to_pylist() for name in ("intersection_C", "truth_C", "prediction_C")]
+    return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
 
 
 def _runs_of_one_size(shapes: list[tuple[int, ...]]) -> list[tuple[int, int]]:
@@ -320,20 +398,22 @@ def _runs_of_one_size(shapes: list[tuple[int, ...]]) -> list[tuple[int, int]]:
     return list(zip([0, *bounds], [*bounds, len(shapes)], strict=True))
 
 
-def _merged(chunks: list[dict[str, Any]], *, num_classes: int, num_images: int) -> SplitScores:
-    confusion_CC = np.zeros(num_classes * num_classes, dtype=np.int64)
+def _merged(chunks: list[dict[str, Any]], counts: SegmentationCounts, *, num_images: int) -> SplitScores:
+    """Chunks of one protocol, and counts of nothing."""
+    num_classes, widths = len(counts.confusion_CC), counts.boundaries.config
     for chunk in chunks:
-        confusion_CC += np.asarray(chunk["confusion"], dtype=np.int64)
+        counts.merge(SegmentationCounts.from_flat(np.asarray(chunk["counts"], dtype=np.int64), num_classes, widths))
     scored = pa.concat_tables([_from_stream(chunk["images"]) for chunk in chunks])
     scored = scored.sort_by([("part", "ascending"), ("row", "ascending")])
     places = list(zip(scored["part"].to_pylist(), scored["row"].to_pylist(), strict=True))
     assert len(places) == len(set(places)) == num_images, "Ray Data lost or repeated rows"
     return SplitScores(
-        confusion_CC=confusion_CC.reshape(num_classes, num_classes),
+        counts=counts,
         images=scored.select(IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA),
         places=places,
         network_seconds=sum(chunk["network_seconds"] for chunk in chunks),
         network_images=sum(chunk["network_images"] for chunk in chunks),
+        network_inputs=sum(chunk["network_inputs"] for chunk in chunks),
         busy_seconds=max(chunk["ended"] for chunk in chunks) - min(chunk["began"] for chunk in chunks),
     )
 

@@ -27,6 +27,7 @@ from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX
 from segcore.dense_crf import DenseCRFConfig, refine
 from segcore.inference import InferenceConfig, predict_ensemble
+from segcore.segmentation_counts import SegmentationCounts
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
 
 PAIRS = random_pairs(7, seed=1, sizes=((48, 64), (48, 64), (40, 70)))
@@ -334,12 +335,11 @@ def scored_here(folder: Path, tmp_path: Path) -> Iterator[Callable[[int], list[d
 
     def score(batch: int) -> list[dict[str, Any]]:
         config = ScoringConfig(workers=1, threads=1, batch_size=batch, use_gpu=False)
-        chunk = Scorer([member(folder / "run" / "model")], 4, config)(rows).to_pylist()[0]
+        (chunk,) = Scorer({"given": [member(folder / "run" / "model")]}, 4, config)(rows).to_pylist()
         assert chunk["error"] is None
         records: list[dict[str, Any]] = pa.ipc.open_stream(chunk["images"]).read_all().to_pylist()
-        assert sum(sum(record["intersection"]) for record in records) == np.trace(
-            np.reshape(chunk["confusion"], (4, 4))
-        )
+        counts = SegmentationCounts.from_flat(np.array(chunk["counts"]), 4, config.boundaries)
+        assert sum(sum(record["intersection"]) for record in records) == np.trace(counts.confusion_CC)
         return records
 
     yield score
@@ -352,7 +352,8 @@ def test_a_scorer_builds_the_network_at_the_output_stride_that_it_is_told(folder
     for output_stride in (0, 8):
         model = member(folder / "run" / "model", InferenceConfig(output_stride=output_stride))
         config = ScoringConfig(workers=1, threads=1, batch_size=1, use_gpu=False)
-        backbone = Scorer([model], 4, config).members[0].model.get_submodule("backbone")
+        (loaded,) = Scorer({"given": [model]}, 4, config).protocols["given"]
+        backbone = loaded.model.get_submodule("backbone")
         strides.append(backbone.output_stride)
     torch.set_num_threads(threads)
     assert strides == [load_model(str(folder / "run" / "model")).card.model_config.output_stride, 8]
