@@ -325,7 +325,7 @@ class Scorer:
         assert found.confidence_NHW is not None
         for index, (row, labels_HW) in enumerate(zip(group, labels_NHW, strict=True)):
             image_CC = tally.counts.update(labels_HW, found.predictions_NHW[index], found.confidence_NHW[index])
-            tally.records.append(_image_record(row, labels_HW, image_CC, network_ms=1000 * elapsed / len(group)))
+            tally.records.append(image_record(row, labels_HW, image_CC, network_ms=1000 * elapsed / len(group)))
 
     def _batches(self, rows: pa.Table) -> Iterator[tuple[list[dict[str, Any]], Tensor, NDArray[np.uint8]]]:
         """Decode ahead of the network, and join neighbours of one size up to the batch."""
@@ -361,9 +361,17 @@ def decode_pair(row: dict[str, Any]) -> tuple[Tensor, NDArray[np.uint8]]:
     return image_3HW, labels_HW.numpy()
 
 
-def _image_record(
+def image_record(
     row: dict[str, Any], labels_HW: NDArray[np.uint8], image_CC: NDArray[np.int64], *, network_ms: float
 ) -> dict[str, Any]:
+    """A row of `_SCORED_SCHEMA`.
+
+    Args:
+        row: `part`, `row` and `image_id`.
+        labels_HW: its truth.
+        image_CC: its confusion.
+        network_ms: its share of the forward pass.
+    """
     counts_3C = class_counts(image_CC)
     result = scores_of_counts(counts_3C)
     intersection_C, truth_C, prediction_C = (row_C.tolist() for row_C in counts_3C)

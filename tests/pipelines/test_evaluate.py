@@ -21,12 +21,14 @@ from pipelines.checkpoints import load_model
 from pipelines.ensembles import MemberModel, ensemble_digest, find_members, load_member
 from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from pipelines.evaluation.report import choose_examples
-from pipelines.evaluation.scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, cut_slices, read_rows
+from pipelines.evaluation.scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, cut_slices, image_counts, read_rows
 from pipelines.manifests import read_manifest
 from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX
+from segcore.boundaries import BoundaryConfig
 from segcore.dense_crf import DenseCRFConfig, refine
 from segcore.inference import InferenceConfig, predict_ensemble
+from segcore.metrics import class_counts, scores_of_counts
 from segcore.segmentation_counts import SegmentationCounts
 from tests.pipelines.tiny_inputs import CLASS_NAMES, PALETTE, random_pairs, write_dataset, write_model
 
@@ -109,6 +111,82 @@ def test_scores_follow_from_the_confusion_and_never_average_averages(evaluated: 
     assert saved["iou/road"] == pytest.approx(total[1, 1] / union_C[1])
     assert saved["mean_iou"] == evaluated.scores["mean_iou"]
     assert f"mIoU {100 * saved['mean_iou']:.2f} %" in evaluated.closing_line
+
+
+def test_counts_of_the_images_give_the_scores_of_the_split_and_of_groups(evaluated: EvaluateResult) -> None:
+    images = pq.read_table(f"{evaluated.output}/images.parquet")
+    counts_N3C = image_counts(images)
+    total = confusion_of(evaluated.output)
+    assert counts_N3C.dtype == np.int64 and np.array_equal(counts_N3C.sum(axis=0), class_counts(total))
+    assert scores_of_counts(counts_N3C.sum(axis=0)).mean_iou == evaluated.scores["mean_iou"]
+    assert images["intersection_C"].equals(images["intersection"])
+    assert evaluated.scores["mean_iou_low"] <= evaluated.scores["mean_iou"] <= evaluated.scores["mean_iou_high"]
+    small, large = pq.read_table(f"{evaluated.output}/groups.parquet").to_pylist()
+    assert (small["group"], small["num_images"]) == ("2,800 pixels", 2)
+    assert (large["group"], large["num_images"]) == ("3,072 pixels", 5)
+    expected = scores_of_counts(counts_N3C[[2, 5]].sum(axis=0))
+    assert (small["mean_iou"], small["pixel_accuracy"]) == (expected.mean_iou, expected.pixel_accuracy)
+
+
+def test_borders_and_confidence_are_those_of_a_plain_loop(folder: Path, evaluated: EvaluateResult) -> None:
+    loaded = load_member(member(folder / "run" / "model"))
+    state = SegmentationCounts.zero(4, BoundaryConfig())
+    for pixels_HW3, labels_HW in PAIRS:
+        image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)[None]
+        found = predict_ensemble([loaded], image, with_confidence=True)
+        assert found.confidence_NHW is not None
+        state.update(labels_HW, found.predictions_NHW[0], found.confidence_NHW[0])
+    bins = pq.read_table(f"{evaluated.output}/calibration.parquet")
+    assert sum(bins["pixels"].to_pylist()) == state.confusion_CC.sum()
+    expected = state.calibration.calibration()
+    assert evaluated.scores["calibration_error"] == pytest.approx(expected.expected_error, abs=1e-3)
+    for (width, within), row in zip(
+        state.boundaries.trimaps(), pq.read_table(f"{evaluated.output}/trimaps.parquet").to_pylist(), strict=True
+    ):
+        assert row["within_px"] == width and row["mean_iou"] == pytest.approx(within.mean_iou, abs=2e-3)
+    boundary = pq.read_table(f"{evaluated.output}/classes.parquet")["boundary_iou"].to_pylist()
+    np.testing.assert_allclose(
+        np.array(boundary, dtype=np.float64), state.boundaries.boundary_iou_C(), atol=2e-3, equal_nan=True
+    )
+
+
+@pytest.mark.slow
+def test_protocols_and_groups_are_those_of_evaluations_of_their_own(folder: Path, evaluated: EvaluateResult) -> None:
+    table = folder / "groups.csv"
+    table.write_text("image_id,group\n" + "".join(f"scene/{n:03d},{'night' if n % 3 else 'day'}\n" for n in range(7)))
+    asked = config(
+        folder,
+        output=str(folder / "protocols"),
+        protocols=("multi_scale_flip", "single", "sliding", "crf"),
+        inference=InferenceConfig(window_px=32, crf=DenseCRFConfig(iterations=2, method="lattice")),
+        groups=str(table),
+        group_by="folder",
+        workers=2,
+    )
+    result = evaluate(asked)
+    rows = {row["protocol"]: row for row in pq.read_table(f"{result.output}/protocols.parquet").to_pylist()}
+    assert rows["single"]["mean_iou"] == evaluated.scores["mean_iou"]
+    assert rows["multi_scale_flip"]["mean_iou"] == result.scores["mean_iou"] != evaluated.scores["mean_iou"]
+    for name, inputs, inference in (
+        ("multi_scale_flip", 12.0, InferenceConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True, window_px=32)),
+        ("sliding", None, InferenceConfig(mode="sliding", window_px=32)),
+    ):
+        alone = evaluate(config(folder, output=str(folder / name), inference=inference))
+        assert rows[name]["mean_iou"] == pytest.approx(alone.scores["mean_iou"], abs=1e-12)
+        assert rows[name]["inputs_per_image"] > 5 if inputs is None else rows[name]["inputs_per_image"] == inputs
+    assert rows["single"]["relative_cost"] == 1 and rows["multi_scale_flip"]["relative_cost"] > 2
+    assert image_counts(pq.read_table(f"{result.output}/images-crf.parquet")).shape == (7, 3, 4)
+    groups = {(row["kind"], row["group"]): row for row in pq.read_table(f"{result.output}/groups.parquet").to_pylist()}
+    assert groups["table", "day"]["num_images"] == 3 and groups["table", "night"]["num_images"] == 4
+    assert groups["folder", "scene"]["mean_iou"] == result.scores["mean_iou"]
+    page = storage.read_bytes(result.page).decode()
+    assert all(text in page for text in ("Protocols", "By folder", "By group", "By size", "night", "multi_scale_flip"))
+    assert evaluate(asked) == result
+    with pytest.raises(ValueError, match=r"holds the evaluation of another .*protocols"):
+        evaluate(dataclasses.replace(asked, protocols=("multi_scale_flip", "single", "sliding", "crf", "given")))
+    table.write_text("image_id,group\nscene/000,day\n")
+    with pytest.raises(ValueError, match=r"holds the evaluation of another groups"):
+        evaluate(asked)
 
 
 def test_number_of_workers_does_not_change_the_result(folder: Path, evaluated: EvaluateResult) -> None:

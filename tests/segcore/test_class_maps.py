@@ -32,6 +32,9 @@ def check(found: ClassMap, p_CHW: Tensor, *, rtol: float = 1e-6) -> None:
     largest_HW, argmax_HW = p_CHW.max(dim=0)
     np.testing.assert_array_equal(found.classes_HW, argmax_HW.numpy())
     assert found.classes_HW.dtype == np.uint8
+    if found.confidence_HW is not None:
+        np.testing.assert_allclose(found.confidence_HW, largest_HW, rtol=10 * rtol)
+        assert found.confidence_HW.dtype == np.float32
     statistics = found.statistics
     np.testing.assert_allclose(statistics.mean_confidence, largest_HW.mean(), rtol=rtol)
     entropy = -torch.special.xlogy(p_CHW, p_CHW).sum(dim=0).mean()
@@ -54,7 +57,9 @@ def check(found: ClassMap, p_CHW: Tensor, *, rtol: float = 1e-6) -> None:
 def test_logits_equal_the_long_way(way: str, num_classes: int, width: int, memory_format: torch.memory_format) -> None:
     logits = logits_of(num_classes, width)
     scores = logits[None].contiguous(memory_format=memory_format)[0]
-    check(class_map(scores, are_logits=True, height=HEIGHT, width=width), logits.double().softmax(dim=0))
+    found = class_map(scores, are_logits=True, height=HEIGHT, width=width, with_confidence=width != 37)
+    check(found, logits.double().softmax(dim=0))
+    assert (found.confidence_HW is None) == (width == 37)
     torch.testing.assert_close(scores, logits, rtol=0, atol=0)  # the caller's
 
 
@@ -65,7 +70,7 @@ def test_probabilities_in_any_strips_equal_the_long_way(
     monkeypatch.setattr(class_maps, "_STRIP_BYTES_CPU", strip_bytes)
     monkeypatch.setattr(class_maps, "_STRIP_BYTES_DEVICE", strip_bytes)
     p_CHW = logits_of(5, 37).softmax(dim=0)
-    check(class_map(p_CHW, are_logits=False, height=HEIGHT, width=37), p_CHW.double())
+    check(class_map(p_CHW, are_logits=False, height=HEIGHT, width=37, with_confidence=True), p_CHW.double())
 
 
 @pytest.mark.parametrize("threads", [1, 3, 40])
