@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from pipelines.pictures import CHART_DPI, SERIES_COLOURS, chart_bytes, plain_axes
 from segcore.calibration import Calibration
@@ -53,10 +54,11 @@ def reliability_chart(calibration: Calibration) -> bytes:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     accuracy = 100 * np.nan_to_num(calibration.accuracy_B)
     gap = np.nan_to_num(100 * calibration.confidence_B - accuracy)
+    counted = calibration.pixels_B > 0
     upper.bar(centres, accuracy, width=bar_width, color=SERIES_COLOURS[0], label="right")
-    upper.bar(
-        centres, gap, bottom=accuracy, width=bar_width, color="#e8833a66", edgecolor="#e8833a", label="confidence"
-    )
+    place, base = centres[counted], accuracy[counted]
+    shade = {"color": "#e8833a66", "edgecolor": "#e8833a", "label": "gap to the mean confidence"}
+    upper.bar(place, gap[counted], bottom=base, width=bar_width, **shade)
     upper.plot([0, 100], [0, 100], color="#444444", linewidth=1.0, linestyle="--")
     upper.set_xlim(0, 100)
     upper.set_ylim(0, 100)
@@ -89,6 +91,9 @@ def protocol_chart(names: Sequence[str], seconds: Sequence[float], mean_iou: Seq
         axes.plot(1000 * cost, 100 * score, "o", color=SERIES_COLOURS[number % len(SERIES_COLOURS)], markersize=7)
         axes.annotate(name, (1000 * cost, 100 * score), (6, 5), textcoords="offset points", fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.minorticks_off()
     axes.margins(x=0.22, y=0.22)
     axes.set_ylabel("mean IoU, %", fontsize=9)
     plain_axes(axes, "network's time per image, ms")

@@ -48,7 +48,7 @@ def border_distances(classes_HW: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """
     square = np.ones((3, 3), dtype=np.uint8)
     beside_HW = cv2.dilate(classes_HW, square) != cv2.erode(classes_HW, square)
-    start_HW = np.where(beside_HW, np.uint16(1), FAR)
+    start_HW = FAR - beside_HW * np.uint16(FAR - 1)
     framed_hw = cv2.copyMakeBorder(start_HW, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=float(FAR))
     rows_hw = np.asarray(framed_hw, dtype=np.uint16)
     columns_wh = np.asarray(cv2.transpose(rows_hw), dtype=np.uint16)
@@ -100,7 +100,7 @@ class BoundaryCounts:
         if labels_HW.shape != predictions_HW.shape:
             check_pair(labels_HW, predictions_HW, num_classes=num_classes)
         height, width = labels_HW.shape
-        seen_HW = np.where(labels_HW == IGNORE_INDEX, labels_HW, predictions_HW)
+        seen_HW = predictions_HW | -(labels_HW == IGNORE_INDEX).view(np.uint8)  # ignored here too: all bits set
         widths = np.asarray(self.config.trimap_px)
         known = count_near_borders(
             np.ascontiguousarray(labels_HW),
