@@ -164,27 +164,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         dataset.part_uris(config.split)  # raises where there is no such split, and lists the others
         raise ValueError(f"split {config.split!r} of {config.data} has no images; choose another")
     check_class_tables(card, dataset, model=config.model, data=config.data)
-    identity: dict[str, Any] = {
-        "model_digest": ensemble_digest(members),
-        "dataset_digest": dataset.digest,
-        "split": config.split,
-        "inference": inference_to_dict(config.inference),
-    }
-    if config.ensemble:
-        identity["ensemble"] = [member.identity() for member in members[1:]]
-    if config.leave_out:
-        identity["leave_out"] = sorted(config.leave_out)
-    if config.protocols:
-        identity["protocols"] = {
-            name: [inference_to_dict(member.inference) for member in shown] for name, shown in protocols.items()
-        }
-    if config.boundaries != BoundaryConfig():
-        identity["boundaries"] = dataclasses.asdict(config.boundaries)
     groups = read_groups(config.groups) if config.groups else None
-    if groups:
-        identity["groups"] = digest(groups)
-    if config.group_by != "none":
-        identity["group_by"] = config.group_by
+    identity = _identity(config, protocols, dataset, groups)
     finished = None if config.overwrite else _finished(config.output, identity)
     if finished is not None:
         tracking.settle(finished.run_id)
@@ -218,6 +199,37 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     ) as run:
         run.log_dataset(dataset.uri, digest=dataset.digest, split=config.split, context="evaluation")
         return _evaluate(config, protocols, dataset, groups, run, identity, name)
+
+
+def _identity(
+    config: EvaluateConfig,
+    protocols: Mapping[str, Sequence[MemberModel]],
+    dataset: PreparedDataset,
+    groups: dict[str, str] | None,
+) -> dict[str, Any]:
+    """What the result depends on; what was not asked for does not stand in it."""
+    members = next(iter(protocols.values()))
+    identity: dict[str, Any] = {
+        "model_digest": ensemble_digest(members),
+        "dataset_digest": dataset.digest,
+        "split": config.split,
+        "inference": inference_to_dict(config.inference),
+    }
+    if config.ensemble:
+        identity["ensemble"] = [member.identity() for member in members[1:]]
+    if config.leave_out:
+        identity["leave_out"] = sorted(config.leave_out)
+    if config.protocols:
+        identity["protocols"] = {
+            name: [inference_to_dict(member.inference) for member in shown] for name, shown in protocols.items()
+        }
+    if config.boundaries != BoundaryConfig():
+        identity["boundaries"] = dataclasses.asdict(config.boundaries)
+    if groups is not None:
+        identity["groups"] = digest(groups)
+    if config.group_by != "none":
+        identity["group_by"] = config.group_by
+    return identity
 
 
 def check_class_tables(card: ModelCard, dataset: PreparedDataset, *, model: str, data: str) -> None:

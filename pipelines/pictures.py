@@ -334,6 +334,7 @@ def trend_chart(
 
 
 def plain_axes(axes: Axes, label: str) -> None:
+    """Axes without a frame, with a pale grid across the x-axis and its label."""
     axes.set_xlabel(label, fontsize=9)
     axes.tick_params(length=0, labelsize=8)
     axes.grid(axis="x", color="#e3e3e3", linewidth=0.8)

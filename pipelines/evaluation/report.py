@@ -32,6 +32,7 @@ from pipelines.evaluation.page import (
 )
 from pipelines.evaluation.scoring import SplitScores, class_maps, decode_pair, read_rows
 from pipelines.evaluation.tables import (
+    Summary,
     calibration_table,
     class_table,
     confusion_table,
@@ -169,20 +170,9 @@ def write_report(
     by_group = group_table(summary.counts_N3C, groups)
     content: dict[str, bytes] = {
         "scores.json": storage.json_bytes({**named, **{f"speed/{k}": v for k, v in speeds.items()}}),
-        "images.parquet": parquet_of(result.images),
-        "classes.parquet": parquet_of(class_table(result.confusion_CC, summary, names)),
-        "confusion.parquet": parquet_of(confusion_table(result.confusion_CC, names)),
-        "trimaps.parquet": parquet_of(trimap_table(summary)),
-        "calibration.parquet": parquet_of(calibration_table(summary.calibration)),
         "groups.parquet": parquet_of(by_group),
-        "confusion.png": confusion_heat_map(result.confusion_CC, names),
-        "iou.png": iou_chart([(split, summary.total.iou_C)], names),
-        "trimaps.png": trimap_chart(
-            [width for width, _ in summary.trimaps],
-            [within.mean_iou for _, within in summary.trimaps],
-            everywhere=summary.total.mean_iou,
-        ),
-        "reliability.png": reliability_chart(summary.calibration),
+        **_tables(result, summary, names),
+        **_charts(result, summary, names, split),
         **{example.file_name: example.strip_jpeg for example in examples},
     }
     sections = [overview(summary, result.images.num_rows, speeds)]
@@ -210,6 +200,26 @@ def write_report(
     for name, data in content.items():
         storage.write_atomic(storage.join(output, name), data)
     return named, {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
+
+
+def _tables(result: SplitScores, summary: Summary, names: Sequence[str]) -> dict[str, bytes]:
+    return {
+        "images.parquet": parquet_of(result.images),
+        "classes.parquet": parquet_of(class_table(result.confusion_CC, summary, names)),
+        "confusion.parquet": parquet_of(confusion_table(result.confusion_CC, names)),
+        "trimaps.parquet": parquet_of(trimap_table(summary)),
+        "calibration.parquet": parquet_of(calibration_table(summary.calibration)),
+    }
+
+
+def _charts(result: SplitScores, summary: Summary, names: Sequence[str], split: str) -> dict[str, bytes]:
+    widths, within = zip(*summary.trimaps, strict=True)
+    return {
+        "confusion.png": confusion_heat_map(result.confusion_CC, names),
+        "iou.png": iou_chart([(split, summary.total.iou_C)], names),
+        "trimaps.png": trimap_chart(widths, [each.mean_iou for each in within], everywhere=summary.total.mean_iou),
+        "reliability.png": reliability_chart(summary.calibration),
+    }
 
 
 READ_ME = (
