@@ -4,11 +4,13 @@ r"""What scoring adds to the forward pass: images of CamVid's size, 11 classes, 
 
 One side is what `segment` does: pixels to class map. The other is what an actor of `evaluate` does after decoding: the
 same with each pixel's confidence, then the confusion, borders, calibration and the image's row. Both interleaved,
-median of ratios, on one thread and on two. Small networks are the hard case. Target: at most 1.10.
+median of ratios, on one thread and on two, with the allocator set as the actors' is. Small networks are the hard case.
+Target: at most 1.10.
 Writes its section into docs/benchmarks.md and ends with 1 where the target is missed. Two minutes.
 """
 
 import argparse
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import torch
 from label_pairs import label_pair
 from report import interleaved_seconds, median_ratio, table, write_section
 
+from pipelines.cluster import worker_environment
 from pipelines.datasets.scenes import draw_scene
 from pipelines.evaluation.scoring import image_record
 from pipelines.recipes import RECIPES
@@ -59,6 +62,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     rounds = parser.parse_args().rounds
+    allocator: dict[str, str] = worker_environment(use_gpu=False)["env_vars"]
+    if not allocator.items() <= os.environ.items():  # read at the start of a process
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **allocator})
     rows, missed = [], []
     for recipe in NETWORKS:
         both = sides(recipe)

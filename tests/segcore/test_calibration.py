@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
@@ -91,6 +92,23 @@ def test_rounding_above_1_is_taken_for_1_and_other_numbers_are_refused() -> None
         counts.update(ignored, label, np.array([wrong, 1.0], np.float32))  # where nothing is counted
     with pytest.raises(ValueError, match=r"shapes \(2,\), \(2,\) and \(3,\)"):
         counts.update(label, label, np.ones(3, np.float32))
+
+
+def test_one_thread_and_several_count_alike_and_refuse_alike() -> None:
+    before = torch.get_num_threads()
+    states = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            state = SegmentationCounts.zero(3, BoundaryConfig())
+            state.update(*pixels(5, (60, 70)))
+            states.append(state.flat().tolist())
+            with pytest.raises(ValueError, match=r"predicted value \d+ is outside 0\.\.2"):
+                labels, predictions, confidence = pixels(6, (20, 20))
+                state.update(labels, predictions + np.uint8(9), confidence)
+    finally:
+        torch.set_num_threads(before)
+    assert states[0] == states[1]
 
 
 def test_all_counts_travel_in_one_row_and_back() -> None:
