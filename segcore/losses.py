@@ -1,4 +1,4 @@
-"""Losses over valid pixels."""
+"""Losses that are means over valid pixels, and of image tags."""
 
 import math
 
@@ -26,11 +26,7 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: T
     Raises:
         ValueError: sizes of logits and labels differ.
     """
-    if logits_NCHW.shape[0] != labels_NHW.shape[0] or logits_NCHW.shape[2:] != labels_NHW.shape[1:]:
-        raise ValueError(
-            f"logits have shape {tuple(logits_NCHW.shape)} and labels {tuple(labels_NHW.shape)}; "
-            "give labels of the image's size (resize scores, never labels)"
-        )
+    check_sizes(logits_NCHW, labels_NHW)
     labels = labels_NHW.long()
     loss_sum = F.cross_entropy(
         logits_NCHW.float(), labels, weight=class_weights_C, ignore_index=IGNORE_INDEX, reduction="sum"
@@ -39,9 +35,108 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: T
     if class_weights_C is None:
         denominator = valid.sum().to(loss_sum.dtype)
         return loss_sum / denominator.clamp(min=1)
-    weights = class_weights_C[labels.masked_fill(~valid, 0)] * valid
-    denominator = weights.sum()
-    return loss_sum / torch.where(denominator > 0, denominator, torch.ones_like(denominator))
+    return loss_sum / _positive((class_weights_C[labels.masked_fill(~valid, 0)] * valid).sum())
+
+
+def check_sizes(logits_NCHW: Tensor, labels_NHW: Tensor) -> None:
+    """Refuse labels of another size than the scores.
+
+    Raises:
+        ValueError: sizes of logits and labels differ.
+    """
+    if logits_NCHW.shape[0] != labels_NHW.shape[0] or logits_NCHW.shape[2:] != labels_NHW.shape[1:]:
+        raise ValueError(
+            f"logits have shape {tuple(logits_NCHW.shape)} and labels {tuple(labels_NHW.shape)}; "
+            "give labels of the image's size (resize scores, never labels)"
+        )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float64 as it is, every other type as float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _positive(denominator: Tensor) -> Tensor:
+    """1 in place of 0: what it divides is 0 then."""
+    return torch.where(denominator > 0, denominator, torch.ones_like(denominator))
+
+
+def focal_loss(
+    logits_NCHW: Tensor, labels_NHW: Tensor, *, gamma: float, class_weights_C: Tensor | None = None
+) -> Tensor:
+    """Mean over valid pixels of -(1 - p)^gamma log p, p the probability of the pixel's class.
+
+    With class weights a mean weighted by them, as in `cross_entropy`, which this is with gamma 0. A batch without one
+    valid pixel gives 0 with zero gradients.
+
+    Source: Lin et al., "Focal loss for dense object detection", arXiv 1708.02002, equations 4 and 5; there of a sigmoid
+    for each class, here of the softmax. Its alpha is the class weight.
+
+    Args:
+        logits_NCHW: scores at the labels' size, any float type.
+        labels_NHW: integer labels in `0..C-1`, or `IGNORE_INDEX`.
+        gamma: 0 or more; the paper's best is 2.
+        class_weights_C: weight of each class's pixels.
+
+    Raises:
+        ValueError: sizes of logits and labels differ.
+    """
+    loss_NHW, weights_NHW = _pixel_losses(logits_NCHW, labels_NHW, class_weights_C)
+    # 1 - p without cancellation; above 0, where a gamma below 1 has an infinite derivative
+    doubt_NHW = -torch.expm1(-loss_NHW)
+    factor_NHW = doubt_NHW.clamp(min=torch.finfo(doubt_NHW.dtype).eps) ** gamma
+    return (weights_NHW * factor_NHW * loss_NHW).sum() / _positive(weights_NHW.sum())
+
+
+def ohem_cross_entropy(
+    logits_NCHW: Tensor,
+    labels_NHW: Tensor,
+    *,
+    threshold: float,
+    min_kept: float,
+    class_weights_C: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log p over the hard valid pixels: those whose class has a probability p below the threshold.
+
+    Where they are fewer than a share `min_kept` of the valid pixels (rounded down, at least one), the mean is over that
+    many pixels with the smallest p. With class weights a mean weighted by them; they do not decide what is hard. A
+    batch without one valid pixel gives 0 with zero gradients. The device is waited for, as the selection has no fixed
+    size.
+
+    Source: Shrivastava et al., "Training region-based object detectors with online hard example mining", arXiv
+    1604.03540, which selects regions; pixels, with threshold 0.7 and at least a sixteenth of them, as in the PyTorch
+    implementation of BiSeNet (CoinCheung/BiSeNet).
+
+    Args:
+        logits_NCHW: scores at the labels' size, any float type.
+        labels_NHW: integer labels in `0..C-1`, or `IGNORE_INDEX`.
+        threshold: above 0 and at most 1.
+        min_kept: from 0 to 1.
+        class_weights_C: weight of each class's pixels.
+
+    Raises:
+        ValueError: sizes of logits and labels differ.
+    """
+    loss_NHW, weights_NHW = _pixel_losses(logits_NCHW, labels_NHW, class_weights_C)
+    valid_NHW = labels_NHW != IGNORE_INDEX
+    loss_X, weights_X = loss_NHW[valid_NHW], weights_NHW[valid_NHW]
+    fewest = min(max(1, int(min_kept * len(loss_X))), len(loss_X))
+    chosen = torch.nonzero(loss_X.detach() > -math.log(threshold)).flatten()
+    if len(chosen) < fewest:
+        chosen = loss_X.detach().topk(fewest).indices
+    return (weights_X[chosen] * loss_X[chosen]).sum() / _positive(weights_X[chosen].sum())
+
+
+def _pixel_losses(logits_NCHW: Tensor, labels_NHW: Tensor, class_weights_C: Tensor | None) -> tuple[Tensor, Tensor]:
+    """-log softmax(logits)[label] and the class's weight (1 without weights) of each pixel; 0 and 0 where ignored."""
+    check_sizes(logits_NCHW, labels_NHW)
+    labels = labels_NHW.long()
+    loss_NHW = F.cross_entropy(at_least_float32(logits_NCHW), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    valid_NHW = labels != IGNORE_INDEX
+    if class_weights_C is None:
+        return loss_NHW, valid_NHW.to(loss_NHW.dtype)
+    weights_C = class_weights_C.to(loss_NHW.dtype)
+    return loss_NHW, weights_C[labels.masked_fill(~valid_NHW, 0)] * valid_NHW
 
 
 def class_presence(labels_NHW: Tensor, num_classes: int) -> Tensor:

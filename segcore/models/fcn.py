@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from segcore.backbones import DenseVGG, FullyConnected, build_backbone
 from segcore.layers import bilinear_kernel, bilinear_transposed_convolution, set_batch_norm_momentum
-from segcore.losses import cross_entropy
 from segcore.models.block_codes import BlockCode
 from segcore.models.config_checks import check_dropout_and_momentum, check_positive, check_vgg, check_width
 from segcore.models.contract import LossTerms, SegmentationOutput
 from segcore.models.heads import FixedDecoder
+from segcore.models.main_loss import LossConfig, MainLoss
 
 Variant = Literal["32s", "16s", "8s"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -120,6 +120,7 @@ class SkipHead(nn.Module):
     def __init__(self, config: FCNConfig, channels: Mapping[int, int], num_classes: int) -> None:
         super().__init__()
         self.enlargement = config.enlargement
+        self.main_loss = MainLoss(LossConfig())
         self.skips = SKIPS[config.variant]
         self.scales = SKIP_SCALES if config.at_once else dict.fromkeys(SKIP_SCALES, 1.0)
         self.scores = nn.ModuleDict(
@@ -148,9 +149,9 @@ class SkipHead(nn.Module):
         return SegmentationOutput(logits_NCHW=_window(x, OUTPUT_CROPS[self.enlargement], height=height, width=width))
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
-        """Cross-entropy at full resolution, a mean over valid pixels."""
-        loss = cross_entropy(output.logits_NCHW, labels_NHW)
-        return LossTerms(total=loss, terms={"cross_entropy": loss.detach()})
+        """Cross-entropy, or the recipe's loss, at full resolution: a mean over valid pixels."""
+        terms: LossTerms = self.main_loss(output.logits_NCHW, labels_NHW)
+        return terms
 
     def _twice(self, x_NChw: Tensor, stride: int) -> Tensor:
         if str(stride) not in self.upsampling:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from segcore.layers import DUpsample, LabelEncoder, enlarge_scores, initialise_convolutions
-from segcore.losses import cross_entropy
 from segcore.models.block_codes import TEMPERATURE_FLOOR, BlockCode, DUpsampleConfig
 from segcore.models.contract import LossTerms, SegmentationOutput
+from segcore.models.main_loss import LossConfig, MainLoss
 
 CODE_WEIGHT_STD = 1e-3
 """Of the layer that predicts the code: small, so that training does not start by unlearning random blocks."""
@@ -71,6 +71,7 @@ class BilinearHead(nn.Module):
     def __init__(self, predictor: Predictor, num_classes: int, *, enlargement: int) -> None:
         super().__init__()
         self.enlargement = enlargement
+        self.main_loss = MainLoss(LossConfig())
         self.classifier = predictor(num_classes, True)
         initialise_convolutions(self.classifier)
         for convolution in _convolutions(self.classifier):
@@ -83,8 +84,9 @@ class BilinearHead(nn.Module):
         )
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
-        """Cross-entropy at full resolution; labels are never resized."""
-        return _cross_entropy_alone(output, labels_NHW)
+        """Cross-entropy, or the recipe's loss, at full resolution; labels are never resized."""
+        terms: LossTerms = self.main_loss(output.logits_NCHW, labels_NHW)
+        return terms
 
 
 class TransposedHead(nn.Module):
@@ -98,6 +100,7 @@ class TransposedHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, kernel_size: Literal[2, 3]) -> None:
         super().__init__()
+        self.main_loss = MainLoss(LossConfig())
         centred = kernel_size - 2
         self.enlarge = nn.ConvTranspose2d(
             in_channels, num_classes, kernel_size, stride=2, padding=centred, output_padding=centred, bias=False
@@ -109,13 +112,9 @@ class TransposedHead(nn.Module):
         return SegmentationOutput(logits_NCHW=self.enlarge(x_NKhw)[..., :height, :width])
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
-        """Cross-entropy at full resolution; labels are never resized."""
-        return _cross_entropy_alone(output, labels_NHW)
-
-
-def _cross_entropy_alone(output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
-    loss = cross_entropy(output.logits_NCHW, labels_NHW)
-    return LossTerms(total=loss, terms={"cross_entropy": loss.detach()})
+        """Cross-entropy, or the recipe's loss, at full resolution; labels are never resized."""
+        terms: LossTerms = self.main_loss(output.logits_NCHW, labels_NHW)
+        return terms
 
 
 class DUpsampleHead(nn.Module):
@@ -130,6 +129,7 @@ class DUpsampleHead(nn.Module):
     def __init__(self, predictor: Predictor, config: DUpsampleConfig, code: BlockCode) -> None:
         super().__init__()
         self.config = config
+        self.main_loss = MainLoss(LossConfig())
         dtype = torch.get_default_dtype()
         start_P = (code.mean_P / code.scale_P).to(dtype)
         self.predict_code = predictor(config.num_components, not config.code_batch_norm)
@@ -175,13 +175,13 @@ class DUpsampleHead(nn.Module):
         )
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
-        """Cross-entropy at full resolution, squared distance of codes, or both (section 3.1 of the paper has both)."""
+        """Cross-entropy (or the recipe's loss) at full resolution, squared distance of codes, or both (section 3.1)."""
         terms: dict[str, Tensor] = {}
         total = output.logits_NCHW.new_zeros((), dtype=torch.float32)
         if self.config.cross_entropy_weight:
-            loss = cross_entropy(output.logits_NCHW, labels_NHW)
-            terms["cross_entropy"] = loss.detach()
-            total = total + self.config.cross_entropy_weight * loss
+            main: LossTerms = self.main_loss(output.logits_NCHW, labels_NHW)
+            terms |= main.terms
+            total = total + self.config.cross_entropy_weight * main.total
         if self.encoder is not None:
             assert output.low_resolution_NKhw is not None
             loss = self._code_loss(output.low_resolution_NKhw, labels_NHW)

@@ -46,6 +46,7 @@ from segcore.models import (
 )
 from segcore.models.contract import LossTerms
 from segcore.models.heads import MIN_ENLARGEMENT, FixedDecoder
+from segcore.models.main_loss import LossConfig, set_main_loss
 
 NUM_CLASSES = 42
 HEIGHT, WIDTH = 97, 131
@@ -260,7 +261,10 @@ def test_labels_under_the_ignored_value_do_not_count(name: str, build: Build) ->
         rest = sum(weights[term] * loss for term, loss in terms.terms.items() if term != "cross_entropy")
         torch.testing.assert_close(terms.total, expected + rest)
         nothing = model.loss(output, torch.full_like(labels, IGNORE_INDEX))
+        set_main_loss(model, LossConfig(main="dice"))
+        replaced = model.loss(output, labels)
     assert float(nothing.total) == 0
+    assert set(replaced.terms) == (set(terms.terms) - {"cross_entropy"}) | {"dice"}, "a recipe's loss has one place"
 
 
 @pytest.mark.parametrize("name", FEWER_CASES)
