@@ -37,6 +37,14 @@ class OptimConfig:
     power: float = 0.9
     """Exponent of the poly schedule."""
 
+    layer_decay: float = 1.0
+    """Each layer of the backbone learns this much more slowly than the one after it, its last layer than the decoder;
+    1: all alike. ELECTRA, arXiv 2003.10555, and BEiT, arXiv 2106.08254, fine-tune transformers with 0.65 to 0.9."""
+
+    clip_gradient_norm: float = 0.0
+    """Gradients whose Euclidean norm over all parameters is larger are scaled down to it (Pascanu 2013, arXiv
+    1211.5063, algorithm 1); 0: as they are."""
+
     def __post_init__(self) -> None:
         if self.optimiser not in ("sgd", "adamw"):
             raise ValueError(f"unknown optimiser {self.optimiser!r}; known: sgd, adamw")
@@ -53,10 +61,16 @@ class OptimConfig:
             )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1 (off)")
+        if self.clip_gradient_norm < 0:
+            raise ValueError(f"clip_gradient_norm is {self.clip_gradient_norm}; give 0 (off) or more")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
     """Trainable parameters in up to five named groups: `backbone` or `decoder`, each with and without weight decay.
+
+    With a layer decay each layer of the backbone has groups of its own, the last layer first.
 
     The fifth holds scalars (a softmax temperature), whose gradient is a sum over every pixel: SGD at the decoder's rate
     drives them away within some ten steps. They have the backbone's rate. Not decayed: parameters with fewer than two
@@ -76,27 +90,56 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
         for module in model.modules()
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
     }
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    above = layers_above(model.get_submodule("backbone")) if config.layer_decay < 1 else {}
+    groups: dict[tuple[str, bool, int], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
             part = "backbone" if id(parameter) in in_backbone else "decoder" if parameter.ndim else "scalar"
             decayed = parameter.ndim >= 2 and id(parameter) not in depthwise
-            groups.setdefault((part, decayed), []).append(parameter)
+            groups.setdefault((part, decayed, above.get(id(parameter), 0)), []).append(parameter)
     if not groups:
         raise ValueError("no parameter of the network is trainable; unfreeze some before building an optimiser")
     return [
         {
-            "name": part if decayed else f"{part}, no decay",
+            "name": (part if decayed else f"{part}, no decay")
+            + (f", {layers} layers below the decoder" if layers else ""),
             "params": parameters,
-            "lr": config.learning_rate * (config.decoder_multiplier if part == "decoder" else 1.0),
+            "lr": config.learning_rate
+            * (config.decoder_multiplier if part == "decoder" else 1.0)
+            * config.layer_decay**layers,
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
-        for (part, decayed), parameters in sorted(groups.items())
+        for (part, decayed, layers), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
+def layers_above(backbone: nn.Module) -> dict[int, int]:
+    """How many layers lie between each of a backbone's parameters, by id, and the decoder: 1 for the last layer.
+
+    A layer is what shares a name up to its indices: `layer3.4` of a ResNet, `blocks.2.1` of a MobileNet. Neighbours
+    without an index (a stem's convolution and normalisation) are one layer, and normalisation with an index of its own
+    belongs to the layer before it. The order is that of registration.
+    """
+    numbers: dict[int, int] = {}
+    number, before = 0, None
+    for name, parameter in backbone.named_parameters():
+        layer = _layer_of(name)
+        if before is None or (layer != before and parameter.ndim >= 2):
+            number, before = number + 1, layer
+        numbers[id(parameter)] = number
+    return {parameter: number - each + 1 for parameter, each in numbers.items()}
+
+
+def _layer_of(name: str) -> str:
+    """A parameter's name up to its first index and the indices right after it; "" where it has none."""
+    parts = name.split(".")
+    first = next((position for position, part in enumerate(parts) if part.isdigit()), len(parts))
+    end = next((position for position in range(first, len(parts)) if not parts[position].isdigit()), first)
+    return ".".join(parts[:end]) if first < len(parts) else ""
+
+
 def build_optimiser(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """SGD or AdamW over `parameter_groups`.
+    """SGD or AdamW over `parameter_groups`; clipping is its caller's.
 
     Raises:
         ValueError: nothing is trainable.

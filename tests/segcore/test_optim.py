@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from segcore.optim import OptimConfig, build_optimiser, parameter_groups, poly_schedule
+from segcore.backbones import build_backbone
+from segcore.optim import OptimConfig, build_optimiser, layers_above, parameter_groups, poly_schedule
 
 
 class Tiny(nn.Module):
@@ -140,3 +141,51 @@ def test_a_schedule_shorter_than_its_warmup_is_refused(total_steps: int) -> None
     config = OptimConfig(warmup_steps=5)
     with pytest.raises(ValueError, match=f"total_steps is {total_steps} and warmup_steps is 5"):
         poly_schedule(build_optimiser(Tiny(), config), config, total_steps=total_steps)
+
+
+def test_layers_of_the_backbone_learn_more_slowly_the_further_they_lie_from_the_decoder() -> None:
+    """The stem has no index and is one layer; each block is one, and the decoder learns as without."""
+    with torch.device("meta"):
+        backbone = build_backbone("resnet18", output_stride=16)
+    model = nn.Module()
+    model.backbone, model.decoder = backbone, nn.Conv2d(512, 4, 1, device="meta")
+    config = OptimConfig(learning_rate=0.1, decoder_multiplier=10, layer_decay=0.5)
+    rates = {name: group["lr"] for group in parameter_groups(model, config) for name in names(model, group)}
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    for name, rate in rates.items():
+        if name.startswith("backbone.body."):
+            place = next((number for number, block in enumerate(blocks, start=2) if f".{block}." in name), 1)
+            assert rate == pytest.approx(0.1 * 0.5 ** (len(blocks) + 2 - place)), name
+        else:
+            assert rate == pytest.approx(1.0)
+    assert len(set(rates.values())) == len(blocks) + 2
+    whole = {id(each) for group in parameter_groups(model, config) for each in group["params"]}  # type: ignore[attr-defined]
+    assert whole == {id(each) for each in model.parameters()}
+
+
+def test_without_a_layer_decay_the_groups_are_those_of_before() -> None:
+    model = Tiny()
+    assert len(parameter_groups(model, OptimConfig())) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers"),
+    [("resnet18", 9), ("mobilenet_v2", 18), ("vgg16", 13), ("vgg16_bn", 13), ("xception65", 23), ("xception39", 17)],
+)
+def test_every_kind_of_backbone_has_its_layers(name: str, num_layers: int) -> None:
+    with torch.device("meta"):
+        above = layers_above(build_backbone(name, output_stride=16))
+    assert set(above.values()) == set(range(1, num_layers + 1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5"),
+        ({"clip_gradient_norm": -1.0}, "clip_gradient_norm is -1.0"),
+    ],
+)
+def test_layer_decays_and_limits_that_cannot_work_are_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**fields)  # type: ignore[arg-type]
