@@ -4,8 +4,8 @@
    from a hash of their ids, and cut it into shards. The order is mixed once, here, so that a reader who shuffles shards
    and a small buffer sees mixed batches though videos were listed frame by frame; and it depends on ids alone, not on
    how a folder happens to be listed.
-   Crops of a prepared dataset are made from shards of its images as they lie there, which have been mixed already; the
-   rows of a part are mixed then.
+   Images of prepared datasets (to be cut into crops, or mixed with others) stay as they lie there, which have been
+   mixed already; the rows of a part are mixed then.
 2. One Ray task per shard writes a part and then its record (`pipelines.prepare_shard`). A run that was killed is
    continued by the same command: shards with a record and an intact part are skipped.
 3. Integer statistics are merged, `failures.parquet` and last `manifest.json` are written.
@@ -26,7 +26,15 @@ from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
 from pipelines.cluster import TASK_RETRIES, cluster_size, ray_cluster
 from pipelines.datasets import DatasetConfig, Listing, list_dataset
-from pipelines.datasets.listing import ClassificationListing, CropListing, DatasetListing, Entry, Sample
+from pipelines.datasets.listing import (
+    ClassificationListing,
+    CropListing,
+    DatasetListing,
+    Entry,
+    MappedImage,
+    MixedListing,
+    Sample,
+)
 from pipelines.fault_points import fault_point
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
@@ -37,6 +45,7 @@ from pipelines.prepare_shard import (
     Statistics,
     classification_rows,
     crop_rows,
+    mapped_rows,
     mixed,
     prepare_shard,
     segmentation_rows,
@@ -54,6 +63,9 @@ PLAN_FILE = "plan.json"
 FIRST_SPLITS = ("train", "val", "test")
 MAX_IMAGES_PER_PART = 4096  # the names of a shard's samples travel with its task and stay below 1 MB
 FAILURES_SHOWN = 5
+
+_OF_PREPARED = (CropListing, MixedListing)
+"""Their images lie in parts that were mixed before: they keep their order, and the rows of a new part are mixed."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +147,7 @@ def prepare(config: PrepareConfig) -> PrepareResult:
                 num_classes=len(listing.class_table.names),
                 make_rows=_row_maker(listing),
                 resume=_begin(output, plan),
-                mix_seed=config.shuffle_seed if isinstance(listing, CropListing) else None,
+                mix_seed=config.shuffle_seed if isinstance(listing, _OF_PREPARED) else None,
             )
             records, failures = _run(config, listing, job)
             _finish(output, plan, listing, records, failures)
@@ -178,6 +190,8 @@ def _row_maker(listing: Listing) -> RowMaker:
         return classification_rows
     if isinstance(listing, CropListing):
         return partial(crop_rows, class_table=listing.class_table, cut=listing.cut)
+    if isinstance(listing, MixedListing):
+        return partial(mapped_rows, class_table=listing.class_table, targets=listing.targets)
     return partial(segmentation_rows, class_table=listing.class_table, read=listing.read)
 
 
@@ -215,11 +229,17 @@ def cut_into_shards(listing: Listing, config: PrepareConfig) -> Iterator[Shard]:
 
     for split in _split_names(listing):
         own: list[Entry] = [sample for sample in listing.samples if sample.split == split]
-        samples = iter(own if isinstance(listing, CropListing) else sorted(own, key=position))
+        samples = iter(own if isinstance(listing, _OF_PREPARED) else sorted(own, key=position))
         index = 0
         while chunk := tuple(islice(samples, config.images_per_part)):
-            yield Shard(split=split, index=index, samples=chunk)
+            yield Shard(split=split, index=index, samples=_by_part(chunk))
             index += 1
+
+
+def _by_part(samples: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """Images of several datasets, those of a part after one another: a task keeps one part at a time."""
+    mapped = [sample for sample in samples if isinstance(sample, MappedImage)]
+    return tuple(sorted(mapped, key=lambda image: (image.part_uri, image.row))) or samples
 
 
 def _begin(output: str, plan: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, PreparedImage, Sample
+from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, MappedImage, PreparedImage, Sample
 from pipelines.fault_points import fault_point
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
@@ -49,8 +49,8 @@ class ShardJob:
         plan_digest: names the run; a record of another plan is not believed.
         task: chooses the schema of a row.
         num_classes: C.
-        make_rows: reads and checks a sample, adds it to the statistics, and returns its rows: `segmentation_rows` or
-            `crop_rows` with their settings, or `classification_rows`. Picklable.
+        make_rows: reads and checks a sample, adds it to the statistics, and returns its rows: `segmentation_rows`,
+            `crop_rows` or `mapped_rows` with their settings, or `classification_rows`. Picklable.
         resume: look for parts of an earlier run.
         mix_seed: the rows of a part are put in the order of `mixed` with this seed; None leaves them in that of the
             samples.
@@ -248,12 +248,7 @@ def segmentation_rows(
 
 def crop_rows(image: PreparedImage, statistics: Statistics, *, class_table: ClassTable, cut: Cut) -> list[Row]:
     """A row of SHARD_SCHEMA for each crop; its source ends in `#xywh=` and the window, as media fragments do."""
-    try:
-        source = _prepared_part(image.part_uri, image.part_sha256).slice(image.row, 1).to_pylist()[0]
-    except OSError as error:
-        raise _unreadable(image.part_uri, error) from error
-    except ValueError as error:  # it was changed
-        raise _UnusableError("fetch", image.part_uri, str(error)) from error
+    source = _prepared_row(image)
     pixels_HW3 = _decoded(source["image"], image.part_uri).pixels_HW3
     labels_HW = decode_labels(source["label"]).astype(np.uint8)
     crops, notes = cut(pixels_HW3, labels_HW, image_id=image.image_id, split=image.split)
@@ -264,6 +259,27 @@ def crop_rows(image: PreparedImage, statistics: Statistics, *, class_table: Clas
         sample = Sample(image_id=crop.image_id, split=image.split, image_uri=uri, label_uri=uri)
         rows.append(_segmentation_row(sample, crop.image, crop.label, statistics, class_table))
     return rows
+
+
+def mapped_rows(
+    image: MappedImage, statistics: Statistics, *, class_table: ClassTable, targets: dict[str, tuple[int, ...]]
+) -> list[Row]:
+    """The row of SHARD_SCHEMA of an image whose labels get the classes of a mixed dataset."""
+    source = _prepared_row(image)
+    targets_256 = np.array(targets[image.dataset], dtype=np.uint8)
+    label = encode_labels_png(targets_256[decode_labels(source["label"])])
+    sample = Sample(image_id=image.image_id, split=image.split, image_uri=source["source"], label_uri=image.part_uri)
+    return [_segmentation_row(sample, source["image"], label, statistics, class_table)]
+
+
+def _prepared_row(image: PreparedImage | MappedImage) -> Row:
+    try:
+        row: Row = _prepared_part(image.part_uri, image.part_sha256).slice(image.row, 1).to_pylist()[0]
+    except OSError as error:
+        raise _unreadable(image.part_uri, error) from error
+    except ValueError as error:  # it was changed
+        raise _UnusableError("fetch", image.part_uri, str(error)) from error
+    return row
 
 
 @lru_cache(maxsize=1)  # the images of a shard lie one after the other in a part or two

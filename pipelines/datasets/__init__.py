@@ -2,8 +2,8 @@
 
 To add one: a file with a frozen config whose docstrings are the help text, and `list_samples(config) -> DatasetListing`
 (or `ClassificationListing`: one class per image, to pre-train backbones on; `CropListing`: pieces of images that were
-prepared before); its line in `DATASETS`; and a generator of fake data in the real layout
-(`tests/data/<name>/make.py`).
+prepared before; `MixedListing`: such images with other classes); its line in `DATASETS`; and a generator of fake data
+in the real layout (`tests/data/<name>/make.py`).
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from pipelines.datasets import (
     kitti,
     label_crops,
     mapillary,
+    mixed,
     object_crops,
     pascal_context,
     scenes,
@@ -36,6 +37,7 @@ from pipelines.datasets.listing import (
     ClassTable,
     CropListing,
     DatasetListing,
+    MixedListing,
     Sample,
     Unpaired,
 )
@@ -50,12 +52,13 @@ __all__ = [
     "DatasetListing",
     "Importer",
     "Listing",
+    "MixedListing",
     "Sample",
     "Unpaired",
     "list_dataset",
 ]
 
-Listing = DatasetListing | ClassificationListing | CropListing
+Listing = DatasetListing | ClassificationListing | CropListing | MixedListing
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ DATASETS: dict[str, Importer] = {
     "class_folders": Importer(class_folders.ClassFoldersConfig, class_folders.list_samples),
     "label_crops": Importer(label_crops.LabelCropsConfig, label_crops.list_samples),
     "object_crops": Importer(object_crops.ObjectCropsConfig, object_crops.list_samples),
+    "mixed": Importer(mixed.MixedConfig, mixed.list_samples),
 }
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """What an importer of a public layout hands to `prepare`: a class table, and which files belong together.
 
 `DatasetListing` for segmentation (image and label file), `ClassificationListing` for image classification (image and
-index of its class), `CropListing` for pieces of the images of a prepared dataset. All name their task, their class
-table and their samples.
+index of its class), `CropListing` for pieces of the images of a prepared dataset, `MixedListing` for the images of
+several. All name their task, their class table and their samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,7 +141,25 @@ class PreparedImage:
     row: int
 
 
-Entry = Sample | ClassifiedImage | PreparedImage
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MappedImage:
+    """One image of a prepared segmentation dataset that becomes one of a mixed dataset.
+
+    Attributes:
+        image_id, split: in the mixed dataset.
+        part_uri, part_sha256, row: as in `PreparedImage`.
+        dataset: key of `MixedListing.targets`.
+    """
+
+    image_id: str
+    split: str
+    part_uri: str
+    part_sha256: str
+    row: int
+    dataset: str
+
+
+Entry = Sample | ClassifiedImage | PreparedImage | MappedImage
 """What a shard consists of."""
 
 
@@ -241,6 +259,26 @@ class CropListing:
     class_table: ClassTable
     samples: tuple[PreparedImage, ...]
     cut: Cut
+    unpaired: tuple[Unpaired, ...] = field(default=())
+    task: ClassVar[Task] = "segmentation"
+    unit: ClassVar[str] = "images"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixedListing:
+    """A segmentation dataset of the images of several prepared ones. What is not told here is as in `DatasetListing`.
+
+    Attributes:
+        samples: the prepared images; neighbours lie near each other in their files.
+        class_table: of the mixed dataset; class indices are stored as they are.
+        targets: by dataset: the class index, or `IGNORE_INDEX`, that each of the 256 values of its label maps becomes.
+    """
+
+    name: str
+    config: dict[str, Any]
+    class_table: ClassTable
+    samples: tuple[MappedImage, ...]
+    targets: dict[str, tuple[int, ...]]
     unpaired: tuple[Unpaired, ...] = field(default=())
     task: ClassVar[Task] = "segmentation"
     unit: ClassVar[str] = "images"
