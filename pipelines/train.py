@@ -1,7 +1,8 @@
 """Train one recipe on a prepared dataset with Ray Train; leave a model folder, an MLflow run and a registered version.
 
     <output>/<name>/run.json             what this run is: recipe, origins, MLflow run; written once, at the start
-    <output>/<name>/initial.safetensors  the weights that every worker starts from
+    <output>/<name>/initial.safetensors  the weights that every worker starts from; beside them what the recipe takes
+                                         from the labels (see `pipelines.training.balance`)
     <output>/<name>/checkpoint-*/        weights and training state: the best epoch's and the latest, which may lie
                                          within an epoch (see `pipelines.training.position`)
     <output>/<name>/model/               the best weights as a model folder (see `pipelines.checkpoints`), and what
@@ -31,10 +32,13 @@ from pipelines.cluster import ray_cluster
 from pipelines.ensembles import MemberModel
 from pipelines.night_report.references import measure_reference, write_reference
 from pipelines.recipes import Recipe, find_recipe, recipe_list, recipe_to_dict
+from pipelines.training.balance import DONORS_FILE, write_balance
 from pipelines.training.inputs import TrainInputs, checked_start, initial_state, open_inputs
 from pipelines.training.record import claim, read_record
 from pipelines.training.sample_pictures import sample_pictures
+from pipelines.training.state import AVERAGED_FILE
 from pipelines.training.tasks import TASKS
+from pipelines.training.visits import IMAGE_WEIGHTS_FILE
 from pipelines.training.weights import NO_WEIGHTS, weights_digest
 from segcore import Task
 from segcore.backbones import BACKBONES
@@ -43,7 +47,7 @@ from segcore.inference import InferenceConfig
 from segcore.networks import restore_network
 
 if TYPE_CHECKING:
-    from pipelines.training.group import KeptCheckpoint
+    from pipelines.training.group import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +206,7 @@ def train(config: TrainConfig) -> TrainResult:
         if initial is not None:
             run.log_bytes("recipe.json", storage.json_bytes(identity["recipe"]))
             storage.write_atomic(storage.join(run_folder, INITIAL_FILE), initial)
+            write_balance(config.recipe, inputs.dataset, inputs.train_split, run_folder)
             claim(run_folder, identity, run_id=run.run_id)
         run.set_tags({tracking.RECORDED_TAG: run_folder})
         for split, context in ((inputs.train_split, "training"), (inputs.validation_split, "validation")):
@@ -234,6 +239,8 @@ def _identity(config: TrainConfig, inputs: TrainInputs) -> dict[str, Any]:
             "start_from": config.start_from,
             "start_from_digest": checked_start(config.recipe, inputs, config.start_from),
         }
+    if inputs.class_weights:
+        digests["class_weights"] = inputs.class_weights
     return digests | {
         "recipe": recipe_to_dict(config.recipe),
         "dataset_digest": inputs.dataset.digest,
@@ -253,9 +260,10 @@ def _fit_and_save(
     config: TrainConfig, inputs: TrainInputs, run_folder: str, run: tracking.TrackedRun, tracking_uri: str
 ) -> TrainResult:
     """Train to the end, and turn the best checkpoint into the model folder."""
-    best, seconds = _fit(config, inputs, run_folder, run.run_id, tracking_uri)
+    trained = _fit(config, inputs, run_folder, run.run_id, tracking_uri)
+    best = trained.best
     scores = {name: value for name, value in best.metrics.items() if name.startswith("val/")}
-    weights = storage.join(best.folder, WEIGHTS_FILE)
+    weights = storage.join(best.folder, AVERAGED_FILE if config.recipe.ema_decay else WEIGHTS_FILE)
     state = read_state(storage.read_bytes(weights), origin=weights)
     network = restore_network(config.recipe.model, inputs.dataset.num_classes, state)
     model_folder = storage.join(run_folder, MODEL_FOLDER)
@@ -270,19 +278,17 @@ def _fit_and_save(
         model_folder=model_folder,
         model_digest=model_digest,
         run_id=run.run_id,
-        epochs=config.recipe.epochs,
+        epochs=trained.epochs,
         best_epoch=int(best.metrics["epoch"]),
         scores=scores,
-        seconds=seconds,
+        seconds=trained.seconds,
         model_uri="",
         task=config.recipe.task,
     )
 
 
-def _fit(
-    config: TrainConfig, inputs: TrainInputs, run_folder: str, run_id: str, tracking_uri: str
-) -> "tuple[KeptCheckpoint, float]":
-    """Run Ray Train to the last epoch; returns the best checkpoint and the seconds in epochs.
+def _fit(config: TrainConfig, inputs: TrainInputs, run_folder: str, run_id: str, tracking_uri: str) -> "Trained":
+    """Run Ray Train to the last epoch.
 
     Raises:
         ValueError: the cluster is too small, or a worker said that an input is broken.
@@ -311,6 +317,9 @@ def _fit(
                 run_folder=run_folder,
                 checkpoint_seconds=60 * config.checkpoint_minutes,
                 checkpoint_steps=config.checkpoint_steps,
+                class_weights=inputs.class_weights,
+                image_weights=storage.join(run_folder, IMAGE_WEIGHTS_FILE) if config.recipe.samples else "",
+                donors=storage.join(run_folder, DONORS_FILE) if config.recipe.copy_paste.classes else "",
             )
             return run_group(job, board, workers=config.worker_range, use_gpu=config.use_gpu)
 

@@ -13,7 +13,7 @@ from segcore import IGNORE_INDEX
 
 
 def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: Tensor | None = None) -> Tensor:
-    """Mean of -log softmax(logits)[label] over the batch's valid pixels, in float32.
+    """Mean of -log softmax(logits)[label] over the batch's valid pixels, in float32 at least.
 
     With class weights, sum of weight[label] * loss over the sum of weight[label]. A batch without one valid pixel gives
     0 with zero gradients, where torch's own mean is 0/0 = NaN.
@@ -29,7 +29,7 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: T
     check_sizes(logits_NCHW, labels_NHW)
     labels = labels_NHW.long()
     loss_sum = F.cross_entropy(
-        logits_NCHW.float(), labels, weight=class_weights_C, ignore_index=IGNORE_INDEX, reduction="sum"
+        at_least_float32(logits_NCHW), labels, weight=class_weights_C, ignore_index=IGNORE_INDEX, reduction="sum"
     )
     valid = labels != IGNORE_INDEX
     if class_weights_C is None:

@@ -49,8 +49,8 @@ def lovasz_softmax(logits_NCHW: Tensor, labels_NHW: Tensor) -> Tensor:
     costs a sort of all pixels; the device is waited for.
 
     Source: Berman, Rannen Triki and Blaschko, "The Lovasz-Softmax loss", arXiv 1705.08790, section 3 and
-    algorithm 1; over the classes present in the batch, as their section 3.1 has it. The differences of the Jaccard loss
-    are formed without subtracting: with a million pixels they are 1e-6, near the precision of float32.
+    algorithm 1; over the classes present in the batch, the default of the authors' code. The differences of the Jaccard
+    loss are formed without subtracting: with a million pixels they are 1e-6, near the precision of float32.
 
     Args:
         logits_NCHW: scores at the labels' size, any float type.

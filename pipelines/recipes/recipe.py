@@ -7,7 +7,11 @@ import tyro
 
 from segcore import Task
 from segcore.augment import AugmentConfig, ClassificationAugmentConfig
+from segcore.class_balance import SamplingConfig
+from segcore.classifier import ClassifierConfig
+from segcore.copy_paste import CopyPasteConfig
 from segcore.inference import InferenceConfig, inference_to_dict
+from segcore.models.main_loss import LossConfig
 from segcore.networks import NetworkConfig, network_to_dict, task_of
 from segcore.optim import OptimConfig
 
@@ -26,6 +30,23 @@ class Recipe:
     """Visits of every training image."""
     batch_size: int
     """Images per optimiser step, over all workers together."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What is minimised, beside auxiliary terms that the network adds itself."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Which images an epoch shows how often."""
+    copy_paste: CopyPasteConfig = field(default_factory=CopyPasteConfig)
+    """Pixels of rare classes pasted from other images."""
+    accumulation: int = 1
+    """Parts into which each worker cuts its share of a batch, to go through the network one after the other before the
+    optimiser's step: less memory for the same batch_size. Batch normalisation, OHEM, class weights, Dice and Lovasz see
+    one part at a time."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, for example 0.999, which is validated and becomes the model; with
+    timm's warm-up (`segcore.weight_average`). Polyak and Juditsky 1992, Tarvainen and Valpola 2017 (arXiv 1703.01780,
+    section 2). 0: off."""
+    patience: int = 0
+    """Stop after so many validations in a row without a better score (Prechelt, "Early stopping - but when?", 1998);
+    the learning rate falls as if all epochs came. 0: all epochs."""
     seed: int = 0
     """Of initial weights, order of images, augmentation and dropout."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -53,11 +74,20 @@ class Recipe:
     """Key of RECIPES that a run started from, whatever flags then changed: no flag itself; "" for none of them."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "keep_checkpoints", "shuffle_buffer"):
+        for name in ("epochs", "batch_size", "validate_every", "keep_checkpoints", "shuffle_buffer", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.batch_norm_batches < 0:
             raise ValueError(f"batch_norm_batches is {self.batch_norm_batches}; it must not be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; give 0 (off) or a number below 1, such as 0.999")
+        if self.patience < 0:
+            raise ValueError(f"patience is {self.patience}; give 0 (all epochs) or a number of validations")
+        if self.patience and self.batch_norm_batches:
+            raise ValueError(
+                f"patience {self.patience} and batch_norm_batches {self.batch_norm_batches} exclude each other: only "
+                "the validation that it ends with says which epoch is the last; give one of them"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}; known: float32, bfloat16")
         if isinstance(self.augment, ClassificationAugmentConfig) != (self.task == "classification"):
@@ -65,6 +95,31 @@ class Recipe:
                 f"the network is for {self.task} and the augmentation a {type(self.augment).__name__}; give a "
                 "classifier a ClassificationAugmentConfig, and every other network an AugmentConfig"
             )
+
+        self._check_what_labels_are_for()
+
+    def _check_what_labels_are_for(self) -> None:
+        """Refuse what needs label maps in a classifier's recipe, and a loss that the network has no place for."""
+        defaults = {"loss": LossConfig(), "sampling": SamplingConfig(), "copy_paste": CopyPasteConfig()}
+        changed = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if not changed:
+            return
+        if isinstance(self.model, ClassifierConfig):
+            raise ValueError(
+                f"{' and '.join(changed)} is set and the network is an image classifier; these need label maps, "
+                "so leave them as they are"
+            )
+        without = self.model.decoder == "dupsample" and self.model.dupsample.cross_entropy_weight == 0
+        if "loss" in changed and without:
+            raise ValueError(
+                "loss is set and the decoder's cross_entropy_weight is 0, so that nothing is learned from scores; "
+                "give --model.dupsample.cross-entropy-weight 1, or leave the loss as it is"
+            )
+
+    @property
+    def samples(self) -> bool:
+        """Whether an epoch visits some images more often than others."""
+        return self.sampling.method != "none"
 
     @property
     def task(self) -> Task:

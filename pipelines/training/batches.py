@@ -28,6 +28,7 @@ from torch import Tensor
 from pipelines.intake.images import decode_image, decode_labels
 from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
 from pipelines.training.position import ROW, images_before
+from pipelines.training.visits import REPEAT
 
 if TYPE_CHECKING:
     from ray.data import DataIterator
@@ -46,7 +47,7 @@ READY_BATCHES = 3
 @dataclass(frozen=True, slots=True)
 class Batch:
     """uint8 images of one step on one worker and their labels, (N, H, W) or (N,); in training, in pinned memory where a
-    GPU waits for them, and with the images' numbers in the split."""
+    GPU waits for them, and with the numbers of the images' visits (without sampling: of the images in the split)."""
 
     images_N3HW: Tensor
     labels: Tensor
@@ -169,17 +170,18 @@ def _stacked(pairs: list[Pair], *, rows: tuple[int, ...] = ()) -> Batch:
 
 
 def _training_crop(
-    visit: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int
+    visited: tuple[int, Row], *, draw: Callable[[Row, torch.Generator], Pair], seed: int
 ) -> tuple[int, Pair]:
     """Decode a row and draw its crop of the epoch that comes with it, whichever worker it landed on; and its number.
 
     Raises:
         ValueError: the row's shard is broken.
     """
-    epoch, row = visit
+    epoch, row = visited
     if row["error"] is not None:
         raise ValueError(row["error"])
-    own_seed = hashlib.blake2b(f"{seed}/{epoch}/{row['image_id']}".encode(), digest_size=8).digest()
+    visit = f"{seed}/{epoch}/{row['image_id']}" + (f"/{row[REPEAT]}" if row.get(REPEAT) else "")
+    own_seed = hashlib.blake2b(visit.encode(), digest_size=8).digest()
     return row[ROW], draw(row, torch.Generator().manual_seed(int.from_bytes(own_seed, "little", signed=True)))
 
 

@@ -44,17 +44,31 @@ class KeptCheckpoint:
     metrics: dict[str, Any]
 
 
-def run_group(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> tuple[KeptCheckpoint, float]:
-    """Train until the recipe's last epoch, from the latest checkpoint in the run's folder if there is one.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What a finished training came to.
+
+    Attributes:
+        best: its best kept checkpoint.
+        epochs: that were trained: fewer than the recipe's where it stopped early.
+        seconds: spent in epochs over all starts.
+    """
+
+    best: KeptCheckpoint
+    epochs: int
+    seconds: float
+
+
+def run_group(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> Trained:
+    """Train until the recipe's last epoch, or until it stops early.
+
+    It begins at the latest checkpoint in the run's folder, if there is one.
 
     Args:
         job: what to run.
         board: see `pipelines.training.progress`.
         workers: fewest and most; where they differ, as many as the cluster has room for, now and after every change.
         use_gpu: one GPU per worker.
-
-    Returns:
-        The best kept checkpoint, and the seconds spent in epochs over all starts.
 
     Raises:
         ValueError: a worker found an input broken, or the loss not finite.
@@ -78,7 +92,11 @@ def run_group(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: b
     assert whole_epochs and result.metrics, "every epoch reports a checkpoint"
     metrics = max(whole_epochs, key=lambda each: each[SELECTION_METRIC])
     best = storage.join(job.run_folder, checkpoint_name(metrics["epoch"]))
-    return KeptCheckpoint(folder=best, metrics=metrics), float(result.metrics["train/seconds"])
+    return Trained(
+        best=KeptCheckpoint(folder=best, metrics=metrics),
+        epochs=int(result.metrics["epoch"]) + 1,
+        seconds=float(result.metrics["train/seconds"]),
+    )
 
 
 def _trainer(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bool) -> TorchTrainer:
@@ -94,6 +112,7 @@ def _trainer(job: TrainJob, board: Any, *, workers: tuple[int, int], use_gpu: bo
         seed=job.recipe.seed,
         run_folder=job.run_folder,
         without_cpus=elastic,
+        image_weights=job.image_weights,
     )
     return TorchTrainer(
         train_worker,

@@ -12,6 +12,7 @@ from pipelines.checkpoints import InputPolicy, state_bytes
 from pipelines.label_pcas import load_label_pca
 from pipelines.recipes.recipe import Recipe
 from pipelines.shards import PreparedDataset, open_dataset, read_part
+from pipelines.training.balance import check_class_names, class_weights_of
 from pipelines.training.weights import resolve_weights, start_digest, whole_network
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
@@ -32,6 +33,7 @@ class TrainInputs:
         label_pca_digest: of the label PCA's folder.
         steps_per_epoch: optimiser steps, the same on every worker.
         input_policy: what the network will have seen.
+        class_weights: of the loss; empty where the recipe has none.
     """
 
     dataset: PreparedDataset
@@ -41,6 +43,7 @@ class TrainInputs:
     label_pca_digest: str | None
     steps_per_epoch: int
     input_policy: InputPolicy
+    class_weights: tuple[float, ...] = ()
 
 
 def open_inputs(
@@ -81,18 +84,26 @@ def open_inputs(
             f"batch_size {recipe.batch_size} gives some of {most} workers no image; give --batch-size {2 * most} or "
             "more, or fewer --workers"
         )
+    if recipe.batch_size // most < recipe.accumulation:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} gives some of {most} worker(s) {recipe.batch_size // most} image(s), "
+            f"which cannot be cut into accumulation {recipe.accumulation} parts; give a smaller --accumulation"
+        )
     if recipe.optim.warmup_steps >= steps * recipe.epochs:
         raise ValueError(
             f"the learning rate warms up over {recipe.optim.warmup_steps} steps and this training has {steps} in each "
             f"of its {recipe.epochs} epoch(s); give --epochs {recipe.optim.warmup_steps // steps + 1} or more, or a "
             "smaller --optim.warmup-steps"
         )
-    one_each = recipe.batch_size // most == 1 and not synchronised
+    parts = most * recipe.accumulation
+    one_each = recipe.batch_size // most // recipe.accumulation == 1 and not synchronised
     if one_each and normalises_batches(recipe.model, dataset.num_classes):
+        at_a_time = f" at a time (accumulation {recipe.accumulation})" if recipe.accumulation > 1 else ""
         raise ValueError(
-            f"batch_size {recipe.batch_size} gives each of {most} worker(s) one image, which batch normalisation "
-            f"cannot use; give --batch-size {2 * most} or more, or fewer --workers"
+            f"batch_size {recipe.batch_size} gives each of {most} worker(s) one image{at_a_time}, which batch "
+            f"normalisation cannot use; give --batch-size {2 * parts} or more, or fewer --workers"
         )
+    check_class_names(recipe, dataset)
     pca, pca_digest = _open_label_pca(recipe, label_pca, dataset, data=data)
     check_shards(dataset, (train_split, validation_split))
     return TrainInputs(
@@ -103,6 +114,7 @@ def open_inputs(
         label_pca_digest=pca_digest,
         steps_per_epoch=steps,
         input_policy=_input_policy(dataset, train_split, recipe),
+        class_weights=class_weights_of(recipe, dataset, train_split),
     )
 
 

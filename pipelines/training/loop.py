@@ -1,5 +1,6 @@
 """What every Ray Train worker runs: steps, validation by merged integer counts, checkpoints, metrics."""
 
+import contextlib
 import dataclasses
 import pickle
 import time
@@ -15,9 +16,12 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.fault_points import fault_point
+from pipelines.recipes.recipe import Recipe
 from pipelines.training.batches import Batch, Pair, Pass, Row, training_batches, validation_batches
+from pipelines.training.donors import Draw, pasting
 from pipelines.training.position import checkpoint_name
 from pipelines.training.progress import REASON
 from pipelines.training.saving import Saver
@@ -31,15 +35,19 @@ from pipelines.training.worker import (
     percent,
     start_worker,
 )
+from segcore import IGNORE_INDEX
+from segcore.augment import AugmentConfig
 from segcore.backbones import BACKBONES
 from segcore.layers import recompute_batch_norm
 from segcore.models import SegmentationModel
+from segcore.weight_average import update_average
 
 if TYPE_CHECKING:
     from pipelines.tracking import TrackedRun
 
 SELECTION_METRIC = "selection"
 """Validation score (mIoU, top-1), or -1 after an epoch without validation: what Ray Train keeps checkpoints by."""
+NOT_VALIDATED = -1.0
 UNFINISHED = -2.0
 """The same of a checkpoint within an epoch: below every other, so that it goes once it is not the latest any more."""
 
@@ -65,9 +73,10 @@ def _train(job: TrainJob, board: Any) -> None:
     recipe = job.recipe
     worker, state, under_way = start_worker(job, board)
     first_epoch = state.epochs
-    epochs = range(first_epoch, recipe.epochs)
+    # Of a run that had stopped early when its driver died nothing is left to do.
+    epochs = range(first_epoch, first_epoch if stops_early(recipe, state) else recipe.epochs)
     recomputes = recipe.batch_norm_batches > 0 and len(epochs) > 0  # from batches of one epoch more
-    batches = _batches(worker, _passes(range(first_epoch, recipe.epochs + recomputes), under_way))
+    batches = _batches(worker, _passes(range(epochs.start, epochs.stop + recomputes), under_way))
     run = _attach(job) if worker.rank == 0 else None
     last_logged = run.last_step("train/loss") if run else None
     saver = Saver(
@@ -88,12 +97,13 @@ def _train(job: TrainJob, board: Any) -> None:
         if recomputes and epoch + 1 == recipe.epochs:
             recompute_from_batches(worker, batches)
         if worker.world_size > 1:
-            average_batch_norm(worker.network)
+            for network in {worker.network, worker.judged}:
+                average_batch_norm(network)
         validated = (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs
         if validated:
             counts = _sum_over_workers(validate_share(worker), worker)
             metrics |= worker.task.metrics(counts, job.dataset.class_names)
-        score = metrics.get(worker.task.selection, -1.0)
+        score = metrics.get(worker.task.selection, NOT_VALIDATED)
         state = _advanced(state, score, seconds=time.perf_counter() - began)
         metrics["train/seconds"] = state.seconds
         if run and (last_logged is None or epoch > last_logged):  # a repeated epoch would log its step twice
@@ -101,6 +111,14 @@ def _train(job: TrainJob, board: Any) -> None:
         worker.say(_epoch_line(metrics, state, worker))
         _save_epoch(worker, saver, state, metrics, score)
         under_way = None
+        if stops_early(recipe, state):
+            worker.say(f"stopped after epoch {epoch + 1}: the last {state.stale} validation(s) brought no better score")
+            break
+
+
+def stops_early(recipe: Recipe, state: Progress) -> bool:
+    """Whether the score has been no better for so many validations that the recipe's patience is at its end."""
+    return 0 < recipe.patience <= state.stale
 
 
 def _passes(epochs: range, under_way: EpochState | None) -> list[Pass]:
@@ -130,9 +148,13 @@ def _batches(worker: Worker, passes: list[Pass]) -> Iterator[Batch]:
     mean = BACKBONES[recipe.model.backbone].mean
     fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255))
     training_pair = worker.task.training_pair
+
+    def draw(row: Row, generator: torch.Generator) -> Pair:
+        return training_pair(row, generator, recipe.augment, fill)
+
     return training_batches(
         passes,
-        draw=lambda row, generator: training_pair(row, generator, recipe.augment, fill),
+        draw=_with_donors(worker, draw, fill) if recipe.copy_paste.classes else draw,
         batch_size=recipe.batch_size,
         steps_per_epoch=worker.job.steps_per_epoch,
         shuffle_buffer=recipe.shuffle_buffer,
@@ -141,6 +163,19 @@ def _batches(worker: Worker, passes: list[Pass]) -> Iterator[Batch]:
         world_size=worker.world_size,
         num_threads=worker.num_threads,
         pin_memory=worker.device.type == "cuda",
+    )
+
+
+def _with_donors(worker: Worker, draw: Draw, fill: tuple[int, int, int]) -> Draw:
+    recipe = worker.job.recipe
+    assert isinstance(recipe.augment, AugmentConfig), "the recipe has checked it"
+    return pasting(
+        draw,
+        worker.job.donors,
+        recipe.copy_paste,
+        dataset=worker.job.dataset,
+        augmentation=recipe.augment,
+        fill=fill,
     )
 
 
@@ -191,20 +226,59 @@ def _train_epoch(
 
 
 def training_step(worker: Worker, batch: Batch) -> dict[str, Tensor]:
-    """One optimiser step; the loss, and its terms where there are several, come back on the device, not waited for."""
+    """One optimiser step. The loss, its terms where there are several, and the gradients' norm where it is limited come
+    back on the device, not waited for."""
+    worker.optimiser.zero_grad(set_to_none=True)
+    parts = parts_of(batch, worker.job.recipe.accumulation)
+    share = worker.share_of(batch)
+    sums: dict[str, Tensor] = {}
+    for number, (part, weight) in enumerate(parts, start=1):
+        # Gradients are averaged over the workers once, when they are complete.
+        replica = worker.replica
+        waits = number < len(parts) and isinstance(replica, DistributedDataParallel)
+        with cast(DistributedDataParallel, replica).no_sync() if waits else contextlib.nullcontext():
+            for name, value in _add_gradients(worker, part, share * weight).items():
+                sums[name] = sums[name] + weight * value if name in sums else weight * value
+    optim = worker.job.recipe.optim
+    if optim.clip_gradient_norm:
+        parameters = [each for group in worker.optimiser.param_groups for each in group["params"]]
+        sums["gradient_norm"] = torch.nn.utils.clip_grad_norm_(parameters, optim.clip_gradient_norm)
+    worker.optimiser.step()
+    worker.schedule.step()
+    if worker.averaged is not None:
+        decay = worker.job.recipe.ema_decay
+        update_average(worker.averaged, worker.network, step=worker.schedule.last_epoch, decay=decay)
+    return sums
+
+
+def _add_gradients(worker: Worker, batch: Batch, weight: float) -> dict[str, Tensor]:
+    """Forward and backward of a batch, or of a part; its loss is multiplied by `weight` in the gradients alone."""
     images_N3HW = normalised(worker, batch.images_N3HW)
     labels = batch.labels.to(worker.device, non_blocking=True)
     model = cast(SegmentationModel, worker.network)  # or a Classifier, whose loss takes its own output and labels
     with _autocast(worker):
         terms = model.loss(worker.replica(images_N3HW), labels)
-    worker.optimiser.zero_grad(set_to_none=True)
-    share = worker.share_of(batch)
     # `loss.backward()`, with types; DDP averages gradients over the workers, whatever their shares
-    torch.autograd.backward(terms.total if share == 1 else share * terms.total)
-    worker.optimiser.step()
-    worker.schedule.step()
+    torch.autograd.backward(terms.total if weight == 1 else weight * terms.total)
     parts = {f"loss_{name}": value for name, value in terms.terms.items()} if len(terms.terms) > 1 else {}
     return {"loss": terms.total.detach()} | parts
+
+
+def parts_of(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """At most `count` equal parts of a batch, and the weight of each: the sum of weight * mean is the batch's mean.
+
+    A loss is a mean over valid pixels, so a part weighs as many as it has (of a classifier: images). In a batch without
+    any all weigh the same.
+    """
+    if count == 1:
+        return [(batch, 1.0)]
+    count = min(count, len(batch.images_N3HW))
+    images, labels = (each.tensor_split(count) for each in (batch.images_N3HW, batch.labels))
+    sizes = [int((part != IGNORE_INDEX).sum()) if part.ndim == 3 else len(part) for part in labels]
+    if not any(sizes):
+        sizes = [1] * count
+    parts = (Batch(*pair) for pair in zip(images, labels, strict=True))
+    return [(part, size / sum(sizes)) for part, size in zip(parts, sizes, strict=True)]
 
 
 def recompute_from_batches(worker: Worker, batches: Iterator[Batch]) -> None:
@@ -212,7 +286,7 @@ def recompute_from_batches(worker: Worker, batches: Iterator[Batch]) -> None:
     count = min(worker.job.recipe.batch_norm_batches, worker.job.steps_per_epoch)
     with _autocast(worker):
         used = recompute_batch_norm(
-            worker.network, (normalised(worker, batch.images_N3HW) for batch in islice(batches, count))
+            worker.judged, (normalised(worker, batch.images_N3HW) for batch in islice(batches, count))
         )
     worker.say(f"batch normalisation: means and variances computed anew from {used} training batches")
 
@@ -235,12 +309,12 @@ def validate_share(worker: Worker) -> NDArray[np.int64]:
         world_size=worker.world_size,
         num_threads=worker.num_threads,
     )
-    worker.network.eval()
+    network = worker.judged.eval()
     # Every size of image would be tuned anew.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=False):
         for batch in batches:
             # forward, past torch.compile: it would compile anew for every size of image
-            output = worker.network.forward(normalised(worker, batch.images_N3HW))
+            output = network.forward(normalised(worker, batch.images_N3HW))
             counts += task.count(output, batch.labels, num_classes)
     return counts
 
@@ -259,14 +333,16 @@ def _sum_over_workers(counts: NDArray[np.int64], worker: Worker) -> NDArray[np.i
 
 
 def _advanced(state: Progress, score: float, *, seconds: float) -> Progress:
-    """The state after one more epoch; the score is -1 where there was no validation."""
+    """The state after one more epoch."""
     epoch = state.epochs
+    stale = 0 if score > state.best_score else state.stale + 1
     better = score >= state.best_score and score >= 0  # of equals the later, as Ray Train keeps them
     return Progress(
         epochs=epoch + 1,
         best_score=score if better else state.best_score,
         best_epoch=epoch if better else state.best_epoch,
         seconds=state.seconds + seconds,
+        stale=state.stale if score == NOT_VALIDATED else stale,
     )
 
 
@@ -277,11 +353,17 @@ def _save_within(
     epoch, steps_per_epoch = state.epochs, worker.job.steps_per_epoch
     worker.say(f"checkpoint in epoch {epoch + 1} after {so_far.steps} of {steps_per_epoch} steps: {reason}")
     files = own_files(
-        worker.network, so_far, epoch=epoch, rank=worker.rank, world_size=worker.world_size, device=worker.device
+        worker.network,
+        so_far,
+        epoch=epoch,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        device=worker.device,
+        averaged=worker.averaged,
     )
     if worker.rank == 0:
         now = dataclasses.replace(state, seconds=seconds)
-        files |= shared_files(worker.network, worker.optimiser, worker.schedule, now)
+        files |= shared_files(worker.network, worker.optimiser, worker.schedule, now, averaged=worker.averaged)
     metrics = {"epoch": epoch, "step": so_far.steps, SELECTION_METRIC: UNFINISHED, REASON: reason}
     name = checkpoint_name(epoch, so_far.steps)
     saver.save(files, metrics, name, count=epoch * steps_per_epoch + so_far.steps)
@@ -291,7 +373,7 @@ def _save_epoch(worker: Worker, saver: Saver, state: Progress, metrics: dict[str
     """A checkpoint between two epochs, where all workers are equal: the first writes it, all must report."""
     files = {}
     if worker.rank == 0:
-        files = shared_files(worker.network, worker.optimiser, worker.schedule, state)
+        files = shared_files(worker.network, worker.optimiser, worker.schedule, state, averaged=worker.averaged)
     reported = {**metrics, "epoch": state.epochs - 1, SELECTION_METRIC: score}
     saver.save(files, reported, checkpoint_name(state.epochs - 1), count=state.epochs * worker.job.steps_per_epoch)
 

@@ -29,7 +29,9 @@ SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"
 would notice a change."""
 SNAPSHOT_COPY = "checkpoint_manager_snapshot.copy.json"
 ROW = "row"
-"""Column that the reader adds: the image's number in the split, in the order of the manifest."""
+"""Column that the reader adds: the image's number in the split, in the order of the manifest; of a training that
+samples, the visit's number (`pipelines.training.visits`). There are as many visits as images, and what is said here of
+images that were seen is said of visits then."""
 SEEN, SEEN_BEFORE = "seen", "seen_before"
 
 

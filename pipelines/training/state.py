@@ -1,6 +1,7 @@
 """What a checkpoint holds, and how it comes back: the same bits go on after any death. No pickled code is loaded.
 
 model.safetensors           weights and buffers, as in a model folder (of the first worker, within an epoch)
+averaged.safetensors        the same of their moving average, where the recipe has one: this becomes the model then
 training_state.pt           optimiser, schedule, `Progress`; read with weights_only
 position.json, worker-*     within an epoch, see `position`: what differs between the workers
 """
@@ -32,6 +33,7 @@ from pipelines.training.position import (
 )
 
 TRAINING_STATE_FILE = "training_state.pt"
+AVERAGED_FILE = "averaged.safetensors"
 
 Files = dict[str, bytes]
 """Content of a folder, or one worker's share of it, by file name."""
@@ -46,12 +48,14 @@ class Progress:
         best_score: highest validation score so far (mIoU, top-1), -1 before the first validation.
         best_epoch: index of the epoch that reached it, -1 before the first validation.
         seconds: time spent in epochs, over all starts of the run.
+        stale: validations in a row whose score was no better than all before.
     """
 
     epochs: int
     best_score: float
     best_epoch: int
     seconds: float
+    stale: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,7 +99,14 @@ def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def shared_files(network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, progress: Progress) -> Files:
+def shared_files(
+    network: nn.Module,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    progress: Progress,
+    *,
+    averaged: nn.Module | None = None,
+) -> Files:
     """What is equal on all workers (between two epochs: all of it), as the first of them writes it."""
     data = io.BytesIO()
     state = {
@@ -104,15 +115,24 @@ def shared_files(network: nn.Module, optimiser: Optimizer, schedule: LRScheduler
         "progress": dataclasses.asdict(progress),
     }
     torch.save(state, data)
-    return {WEIGHTS_FILE: state_bytes(network.state_dict()), TRAINING_STATE_FILE: data.getvalue()}
+    files = {WEIGHTS_FILE: state_bytes(network.state_dict()), TRAINING_STATE_FILE: data.getvalue()}
+    return files | ({AVERAGED_FILE: state_bytes(averaged.state_dict())} if averaged is not None else {})
 
 
 def own_files(
-    network: nn.Module, so_far: EpochState, *, epoch: int, rank: int, world_size: int, device: torch.device
+    network: nn.Module,
+    so_far: EpochState,
+    *,
+    epoch: int,
+    rank: int,
+    world_size: int,
+    device: torch.device,
+    averaged: nn.Module | None = None,
 ) -> Files:
     """What differs between the workers within an epoch; the first also writes the position."""
     tensors = {f"generator/{name}": state for name, state in generator_states(device).items()}
-    tensors |= {f"buffer/{name}": buffer.detach() for name, buffer in _stored_buffers(network).items()}
+    for prefix, each in _networks(network, averaged).items():
+        tensors |= {f"{prefix}/{name}": buffer.detach() for name, buffer in _stored_buffers(each).items()}
     tensors |= {f"sum/{name}": value.detach() for name, value in so_far.sums.items()}
     tensors |= {SEEN: torch.from_numpy(pack(so_far.seen)), SEEN_BEFORE: torch.from_numpy(pack(so_far.seen_before))}
     files = {worker_file(rank): safetensors.torch.save({name: each.cpu().clone() for name, each in tensors.items()})}
@@ -123,11 +143,19 @@ def own_files(
 
 
 def restore_shared(
-    checkpoint: str, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
+    checkpoint: str,
+    network: nn.Module,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    device: torch.device,
+    *,
+    averaged: nn.Module | None = None,
 ) -> Progress:
     """Load what `shared_files` wrote into the folder `checkpoint` (URI)."""
-    weights = storage.join(checkpoint, WEIGHTS_FILE)
-    network.load_state_dict(read_state(storage.read_bytes(weights), origin=weights))
+    for file, each in ((WEIGHTS_FILE, network), (AVERAGED_FILE, averaged)):
+        if each is not None:
+            weights = storage.join(checkpoint, file)
+            each.load_state_dict(read_state(storage.read_bytes(weights), origin=weights))
     data = io.BytesIO(storage.read_bytes(storage.join(checkpoint, TRAINING_STATE_FILE)))
     state = torch.load(data, map_location=device, weights_only=True)
     optimiser.load_state_dict(state["optimiser"])
@@ -144,8 +172,9 @@ def restore_own(
     rank: int,
     world_size: int,
     device: torch.device,
+    averaged: nn.Module | None = None,
 ) -> EpochState:
-    """Load what `own_files` wrote, and this worker's buffers into its network.
+    """Load what `own_files` wrote, and this worker's buffers into its network (and its average).
 
     With another number of workers than wrote it, every worker gets the average of their running statistics and of
     their sums, as at the end of an epoch, and generators that are seeded anew.
@@ -157,9 +186,10 @@ def restore_own(
     ranks = [rank] if same else range(position.world_size)
     states = [safetensors.torch.load(storage.read_bytes(storage.join(checkpoint, worker_file(each)))) for each in ranks]
     statistics = _running_statistics(network)
-    for name, buffer in _stored_buffers(network).items():
-        found = [state[f"buffer/{name}"] for state in states]
-        buffer.copy_(found[0] if name not in statistics or same else torch.stack(found).mean(dim=0))
+    for prefix, each in _networks(network, averaged).items():
+        for name, buffer in _stored_buffers(each).items():
+            found = [state[f"{prefix}/{name}"] for state in states]
+            buffer.copy_(found[0] if name not in statistics or same else torch.stack(found).mean(dim=0))
     sums = {
         name.removeprefix("sum/"): torch.stack([state[name] for state in states]).mean(dim=0).to(device)
         for name in states[0]
@@ -182,6 +212,11 @@ def restore_own(
         seen_before=seen_before,
         generators=generators,
     )
+
+
+def _networks(network: nn.Module, averaged: nn.Module | None) -> dict[str, nn.Module]:
+    """By the prefix of their buffers' names in a worker's own file."""
+    return {"buffer": network} | ({"averaged": averaged} if averaged is not None else {})
 
 
 def _stored_buffers(network: nn.Module) -> dict[str, Tensor]:

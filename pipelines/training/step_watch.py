@@ -13,7 +13,7 @@ BOARD_SECONDS = 0.5
 
 BATCH_LOG_VARIABLE = "SEGPIPE_BATCH_LOG"
 """A folder: every worker writes there which images each of its steps used. To find the batch before a loss that is not
-finite, and for the tests."""
+finite, and for the tests. Where the recipe samples, numbers are those of visits (`pipelines.training.visits`)."""
 
 
 class StepWatch:

@@ -1,5 +1,6 @@
 """A train worker: its place in the group, its replica of the network, and how both come back from a checkpoint."""
 
+import copy
 import os
 import posixpath
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pipelines.training.state import EpochState, Progress, restore_own, restore_
 from pipelines.training.tasks import TASKS, TrainingTask
 from segcore.backbones import BACKBONES
 from segcore.layers import synchronise_batch_norm
+from segcore.models.main_loss import set_main_loss
 from segcore.networks import restore_network
 from segcore.optim import build_optimiser, poly_factor, poly_schedule
 
@@ -43,6 +45,8 @@ class TrainJob:
         submitted_at: seconds since 1970, to tell start-up from training.
         run_folder: URI; checkpoints are written there.
         checkpoint_seconds, checkpoint_steps: between two checkpoints within an epoch; 0 each: none for their sake.
+        class_weights: of the loss; empty where the recipe has none.
+        image_weights, donors: URIs of what `pipelines.training.balance` wrote; "" where the recipe does not ask for it.
     """
 
     recipe: Recipe
@@ -57,6 +61,9 @@ class TrainJob:
     run_folder: str
     checkpoint_seconds: float = 0.0
     checkpoint_steps: int = 0
+    class_weights: tuple[float, ...] = ()
+    image_weights: str = ""
+    donors: str = ""
 
     @property
     def num_images(self) -> int:
@@ -73,6 +80,7 @@ class Worker:
         network: the bare network, a `SegmentationModel` or a `Classifier`; `replica` is the same, in DDP where there
             are several workers.
         mean_1311, std_1311: of the backbone's input, in units of uint8.
+        averaged: a copy of the network whose weights are a moving average; None where the recipe has none.
     """
 
     job: TrainJob
@@ -87,6 +95,12 @@ class Worker:
     schedule: LRScheduler
     mean_1311: Tensor
     std_1311: Tensor
+    averaged: nn.Module | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated, and becomes the model."""
+        return self.network if self.averaged is None else self.averaged
 
     @property
     def task(self) -> TrainingTask:
@@ -133,11 +147,14 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress, EpochStat
     network = restore_network(recipe.model, job.dataset.num_classes, initial).to(device)
     if recipe.channels_last:
         network = network.to(memory_format=torch.channels_last)
+    if recipe.task == "segmentation":
+        set_main_loss(network, recipe.loss, job.class_weights)
     if world_size > 1 and recipe.sync_batch_norm and device.type == "cuda":
         network = synchronise_batch_norm(network)
+    averaged = copy.deepcopy(network).requires_grad_(False).eval() if recipe.ema_decay else None
     optimiser = build_optimiser(network, recipe.optim)
     schedule = poly_schedule(optimiser, recipe.optim, total_steps=job.steps_per_epoch * recipe.epochs)
-    progress, under_way = _restored(job, network, optimiser, schedule, device)
+    progress, under_way = _restored(job, network, optimiser, schedule, device, averaged)
     if recipe.compile:
         network.compile()
     replica: nn.Module = network
@@ -159,6 +176,7 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress, EpochStat
         schedule=schedule,
         mean_1311=torch.tensor(spec.mean, device=device).view(1, 3, 1, 1) * 255,
         std_1311=torch.tensor(spec.std, device=device).view(1, 3, 1, 1) * 255,
+        averaged=averaged,
     )
     if world_size > 1 and device.type == "cpu":
         worker.say(
@@ -171,13 +189,18 @@ def start_worker(job: TrainJob, board: Any) -> tuple[Worker, Progress, EpochStat
 
 
 def _restored(
-    job: TrainJob, network: nn.Module, optimiser: Optimizer, schedule: LRScheduler, device: torch.device
+    job: TrainJob,
+    network: nn.Module,
+    optimiser: Optimizer,
+    schedule: LRScheduler,
+    device: torch.device,
+    averaged: nn.Module | None,
 ) -> tuple[Progress, EpochState | None]:
     reported = ray.train.get_checkpoint()
     if reported is None:
         return Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0), None
     checkpoint = storage.join(job.run_folder, posixpath.basename(reported.path))
-    progress = restore_shared(checkpoint, network, optimiser, schedule, device)
+    progress = restore_shared(checkpoint, network, optimiser, schedule, device, averaged=averaged)
     position = read_position(checkpoint)
     if not position.steps:
         return progress, None
@@ -185,7 +208,14 @@ def _restored(
     rank, world_size = context.get_world_rank(), context.get_world_size()
     num_images = job.num_images
     under_way = restore_own(
-        checkpoint, position, network, num_images=num_images, rank=rank, world_size=world_size, device=device
+        checkpoint,
+        position,
+        network,
+        num_images=num_images,
+        rank=rank,
+        world_size=world_size,
+        device=device,
+        averaged=averaged,
     )
     return progress, under_way
 

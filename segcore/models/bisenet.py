@@ -19,7 +19,7 @@ Differences from the authors' code:
 - Enlargement by exactly 2 with `align_corners=False` and a cut, so any input size works; theirs resizes with
   `align_corners=True`.
 - The FFM's two 1x1 convolutions have biases (`segcore.layers.SqueezeExcitation`): 512 parameters.
-- Plain cross-entropy; the paper mines hard pixels (online bootstrapping).
+- Plain cross-entropy unless the recipe's loss is `ohem`; the paper mines hard pixels (online bootstrapping).
 """
 
 from dataclasses import dataclass, field, replace

@@ -16,9 +16,11 @@ from pipelines.recipes import Recipe
 from pipelines.shards import open_dataset, read_part
 from pipelines.training.batches import decoded
 from pipelines.training.inputs import TrainInputs, initial_state, open_inputs
+from segcore.copy_paste import CopyPasteConfig
 from segcore.label_blocks import BlockStatistics
 from segcore.label_pca import LabelPCA, solve
 from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig, FCNConfig, build_model
+from segcore.models.main_loss import LossConfig
 from tests.pipelines.learnable_dataset import tiny_recipe, write_learnable_dataset
 from tests.pipelines.tiny_inputs import CLASS_NAMES, save_tiny_model, write_model
 
@@ -164,3 +166,21 @@ def test_a_stage_starts_from_the_model_folder_of_the_one_before(data: str, tmp_p
         assert torch.equal(state.pop(name), tensor)
     assert state.keys() == {"head.scores.16.weight", "head.scores.16.bias"}
     assert not any(tensor.any() for tensor in state.values())
+
+
+def test_a_batch_that_cannot_be_cut_into_parts_is_refused(data: str) -> None:
+    with pytest.raises(ValueError, match=r"1 worker\(s\) 8 image\(s\), which cannot be cut into accumulation 9 parts"):
+        open_with(dataclasses.replace(tiny_recipe(), accumulation=9), data, None)
+    message = r"one image at a time \(accumulation 8\), which batch normalisation cannot use; give --batch-size 16"
+    with pytest.raises(ValueError, match=message):
+        open_with(dataclasses.replace(tiny_recipe(), accumulation=8), data, None)
+    assert open_with(dataclasses.replace(tiny_recipe(), accumulation=4), data, None).steps_per_epoch == 4
+
+
+def test_class_weights_and_unknown_classes_are_looked_up_in_the_dataset(data: str) -> None:
+    weighted = dataclasses.replace(tiny_recipe(), loss=LossConfig(class_weights="inverse_log"))
+    weights = open_with(weighted, data, None).class_weights
+    assert len(weights) == 4 and weights[3] == pytest.approx(50.5, abs=0.01)
+    assert open_with(tiny_recipe(), data, None).class_weights == ()
+    with pytest.raises(ValueError, match=r"--copy-paste.classes names 'car'"):
+        open_with(dataclasses.replace(tiny_recipe(), copy_paste=CopyPasteConfig(classes=("car",))), data, None)

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.shards import PreparedDataset, open_dataset, read_part
 from pipelines.training.batches import Batch, decoded
-from pipelines.training.loop import recompute_from_batches, training_step, validate_share
+from pipelines.training.loop import recompute_from_batches, stops_early, training_step, validate_share
 from pipelines.training.state import Progress
 from pipelines.training.tasks import segmentation_metrics
 from pipelines.training.worker import Worker, normalised
@@ -84,8 +84,18 @@ def test_the_best_score_survives_worse_epochs_and_unvalidated_ones() -> None:
     state = Progress(epochs=0, best_score=-1.0, best_epoch=-1, seconds=0.0)
     for score in (-1.0, 0.5, -1.0, 0.4, float("nan")):
         state = _advanced(state, score, seconds=2.0)
-    assert state == Progress(epochs=5, best_score=0.5, best_epoch=1, seconds=10.0)
+    assert state == Progress(epochs=5, best_score=0.5, best_epoch=1, seconds=10.0, stale=2)
     assert _advanced(state, 0.5, seconds=1.0).best_epoch == 5  # of equals the later
+    assert _advanced(state, 0.5, seconds=1.0).stale == 3, "an equal score is no better one"
+    assert _advanced(state, 0.6, seconds=1.0).stale == 0
+
+
+def test_patience_counts_validations_and_0_never_ends() -> None:
+    state = Progress(epochs=5, best_score=0.5, best_epoch=1, seconds=0.0, stale=3)
+    ends = {
+        patience: stops_early(dataclasses.replace(tiny_recipe(), patience=patience), state) for patience in range(5)
+    }
+    assert ends == {0: False, 1: True, 2: True, 3: True, 4: False}
 
 
 @pytest.mark.parametrize(("asked", "used"), [(2, 2), (9, 4)])

@@ -1,5 +1,6 @@
 """Training states: what comes back is bit for bit what was, within an epoch too, and for another number of workers."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -41,12 +42,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 
 def make_worker(dataset: PreparedDataset, *, rank: int = 0, world_size: int = 1) -> Worker:
-    recipe = tiny_recipe()
+    recipe = dataclasses.replace(tiny_recipe(), ema_decay=0.9)
     assert isinstance(recipe.model, DeepLabV3PlusConfig)
     torch.manual_seed(0)
     network = build_model(recipe.model, dataset.num_classes)
     network.get_submodule("head").add_module("dropout", nn.Dropout(0.5))
-    return worker_of(network, recipe, dataset, rank=rank, world_size=world_size)
+    worker = worker_of(network, recipe, dataset, rank=rank, world_size=world_size)
+    return dataclasses.replace(worker, averaged=copy.deepcopy(network).requires_grad_(False).eval())
 
 
 def batches(count: int, *, seed: int) -> list[Batch]:
@@ -82,15 +84,22 @@ def write(folder: Path, files: Files) -> str:
 
 def files_of(worker: Worker, so_far: EpochState) -> Files:
     files = own_files(
-        worker.network, so_far, epoch=DONE.epochs, rank=worker.rank, world_size=worker.world_size, device=CPU
+        worker.network,
+        so_far,
+        epoch=DONE.epochs,
+        rank=worker.rank,
+        world_size=worker.world_size,
+        device=CPU,
+        averaged=worker.averaged,
     )
     if worker.rank == 0:
-        files |= shared_files(worker.network, worker.optimiser, worker.schedule, DONE)
+        files |= shared_files(worker.network, worker.optimiser, worker.schedule, DONE, averaged=worker.averaged)
     return files
 
 
 def restored(folder: str, worker: Worker) -> EpochState:
-    assert restore_shared(folder, worker.network, worker.optimiser, worker.schedule, CPU) == DONE
+    progress = restore_shared(folder, worker.network, worker.optimiser, worker.schedule, CPU, averaged=worker.averaged)
+    assert progress == DONE
     return restore_own(
         folder,
         read_position(folder),
@@ -99,6 +108,7 @@ def restored(folder: str, worker: Worker) -> EpochState:
         rank=worker.rank,
         world_size=worker.world_size,
         device=CPU,
+        averaged=worker.averaged,
     )
 
 
@@ -127,6 +137,12 @@ def test_a_state_within_an_epoch_goes_on_with_the_same_bits(dataset: PreparedDat
     assert second.schedule.get_last_lr() == straight.schedule.get_last_lr()
     for name, value in straight.network.state_dict().items():
         assert torch.equal(value, second.network.state_dict()[name]), name
+    for name, value in straight.judged.state_dict().items():
+        assert torch.equal(value, second.judged.state_dict()[name]), name
+    assert any(
+        not torch.equal(value, straight.network.state_dict()[name])
+        for name, value in straight.judged.named_parameters()
+    )
     first_state, second_state = (next(iter(each.optimiser.state.values())) for each in (straight, second))
     assert torch.equal(first_state["exp_avg"], second_state["exp_avg"])
 
@@ -161,8 +177,9 @@ def test_every_worker_gets_its_own_buffers_and_sums_back(dataset: PreparedDatase
         again = restored(folder, fresh)
         assert again.sums["loss"].item() == so_far.sums["loss"].item()
         assert np.array_equal(again.seen, so_far.seen) and not again.seen_before.any()
-        for name, value in statistics(worker.network).items():
-            assert torch.equal(value, statistics(fresh.network)[name]), name
+        for own, other in ((worker.network, fresh.network), (worker.judged, fresh.judged)):
+            for name, value in statistics(own).items():
+                assert torch.equal(value, statistics(other)[name]), name
     one, two = (statistics(worker.network) for worker in workers)
     assert any(not torch.equal(one[name], two[name]) for name in one)
 
@@ -180,9 +197,13 @@ def test_another_number_of_workers_gets_averages_and_what_nobody_has_seen(
     # `world_size` equal sums have the mean that the two had
     expected = (states[0].sums["loss"] + states[1].sums["loss"]) / 2
     torch.testing.assert_close(again.sums["loss"], expected)
-    one, two = (statistics(worker.network) for worker in workers)
-    for name, value in statistics(fresh.network).items():
-        torch.testing.assert_close(value, (one[name] + two[name]) / 2)
+    for networks, found in (
+        ([each.network for each in workers], fresh.network),
+        ([each.judged for each in workers], fresh.judged),
+    ):
+        one, two = map(statistics, networks)
+        for name, value in statistics(found).items():
+            torch.testing.assert_close(value, (one[name] + two[name]) / 2)
     position = read_position(folder)
     assert position == Position(epoch=3, steps=2, first_step=0, world_size=2)
     handed_out = ~seen_images(folder, position, num_images=NUM_TRAIN, divided_anew=True)
