@@ -9,9 +9,6 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-INVERSE_LOG_OFFSET = 1.02
-"""ENet's c: weights lie between 1 / ln 2.02 = 1.4 and 1 / ln 1.02 = 50."""
-
 SamplingMethod = Literal["none", "class_balanced", "rare_class", "hard_class"]
 SAMPLING_METHODS: tuple[SamplingMethod, ...] = get_args(SamplingMethod)
 _VISITS_KEY = 0x5EED
@@ -75,16 +72,19 @@ def median_frequency_weights(class_pixels_NC: NDArray[np.int64], image_pixels_N:
     return [float(weight) for weight in weights_C]
 
 
-def inverse_log_weights(class_pixels_C: NDArray[np.int64]) -> list[float]:
-    """Weight of each class: 1 / ln(1.02 + p), p its share of the labelled pixels of all images.
+def inverse_log_weights(class_pixels_C: NDArray[np.int64], *, offset: float = 1.02) -> list[float]:
+    """Weight of each class: 1 / ln(offset + p), p its share of the labelled pixels of all images.
+
+    With 1.02 weights lie between 1 / ln 2.02 = 1.4 and 1 / ln 1.02 = 50.5.
 
     Source: Paszke et al., ENet, arXiv 1606.02147, section 5.2.
 
     Args:
         class_pixels_C: pixels of each class; at least one of them is not 0.
+        offset: above 1.
     """
     share_C = class_pixels_C / class_pixels_C.sum()
-    return [float(weight) for weight in 1 / np.log(INVERSE_LOG_OFFSET + share_C)]
+    return [float(weight) for weight in 1 / np.log(offset + share_C)]
 
 
 def image_weights(

@@ -33,6 +33,7 @@ from segcore.models import (
     RefineNetConfig,
     SegNetConfig,
 )
+from segcore.models.main_loss import LossConfig
 from segcore.optim import OptimConfig
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -238,9 +239,9 @@ def enet(model: ENetConfig, *, height: int, width: int, epochs: int, long_side_p
     """Paszke et al., arXiv 1606.02147, section 5, and e-lab/ENet-training: Adam, batches of 10, whole images.
 
     From memory of the paper: rate 5e-4, weight decay 2e-4, whose Adam adds it to the gradient; ours is AdamW. The code
-    neither scales nor mirrors. It weights classes by 1 / ln(1.02 + share of the class); our recipes have no class
-    weights yet, and rare classes will score lower. The encoder is trained first, against labels of an eighth of the
-    size there, against whole ones here (see `segcore.models.enet`); the whole network then starts from it.
+    neither scales nor mirrors. It weights classes by 1 / ln(1.02 + share of the class). The encoder is trained first,
+    against labels of an eighth of the size there, against whole ones here (see `segcore.models.enet`); the whole
+    network then starts from it.
     """
     return Recipe(
         model=model,
@@ -248,6 +249,7 @@ def enet(model: ENetConfig, *, height: int, width: int, epochs: int, long_side_p
             crop_height=height, crop_width=width, scale_min=1.0, scale_max=1.0, flip=False, long_side_px=long_side_px
         ),
         optim=_adam(weight_decay=2e-4),
+        loss=LossConfig(class_weights="inverse_log"),
         epochs=epochs,
         batch_size=10,
         precision="bfloat16",
@@ -262,14 +264,14 @@ def espnet(model: ESPNetConfig, *, batch_size: int) -> Recipe:
 
     An epoch of the code shows each image at five sizes, 256 x 512 to 768 x 1536: 1,500 epochs at random zooms of 0.5 to
     1.5 are its 300. It halves the rate every 100 of them. It mirrors upside down too (its comment says left to right);
-    ours left to right. It weights classes by 1 / ln(1.10 + share of the class); our recipes have no class weights yet,
-    and rare classes will score lower. ESPNet-C is trained first, against labels of an eighth of the size there, against
-    whole ones here; ESPNet then starts from it.
+    ours left to right. It weights classes by 1 / ln(1.10 + share of the class). ESPNet-C is trained first, against
+    labels of an eighth of the size there, against whole ones here; ESPNet then starts from it.
     """
     return Recipe(
         model=model,
         augment=AugmentConfig(crop_height=512, crop_width=1024, scale_min=0.5, scale_max=1.5, long_side_px=1024),
         optim=_adam(weight_decay=5e-4),
+        loss=LossConfig(class_weights="inverse_log", inverse_log_offset=1.10),
         epochs=1500,
         batch_size=batch_size,
         precision="bfloat16",
@@ -318,9 +320,9 @@ def segnet(
 ) -> Recipe:
     """Badrinarayanan et al., arXiv 1511.00561, as its released tutorial trains it: whole images, as they are.
 
-    Weight decay 5e-4; a fixed rate, here poly. The tutorial weighs classes by median frequency / frequency, of pixels
-    in images that have the class (CamVid: 0.14 for buildings to 9.6 for signs): our losses and recipes cannot, so that
-    rare classes will score less.
+    Weight decay 5e-4; a fixed rate, here poly. Classes are weighed by median frequency / frequency, of pixels in images
+    that have the class. The tutorial's own weights of CamVid (0.14 for roads to 9.6 for signs) do not follow from its
+    labels: `segcore.class_balance.median_frequency_weights`.
     """
     return Recipe(
         model=model,
@@ -333,6 +335,7 @@ def segnet(
             long_side_px=long_side_px,
         ),
         optim=_sgd(learning_rate=learning_rate, decoder_multiplier=1.0, weight_decay=5e-4),
+        loss=LossConfig(class_weights="median_frequency"),
         epochs=epochs,
         batch_size=batch_size,
         precision="bfloat16",
@@ -395,8 +398,8 @@ def bisenet(
     """Yu et al., arXiv 1808.00897, as the authors' code (ycszen/TorchSeg) trains it: rate 0.01, batches of 16.
 
     The code gives 10 times the rate to the fusion and the classifiers; here all that is outside the backbone has it.
-    Its loss sees hard pixels alone (online bootstrapping; of probability below 0.7, a sixteenth of all at least), at
-    1/8 of the size for the fast networks; ours sees all, at full size.
+    The losses of all its heads see hard pixels alone (online bootstrapping; of probability below 0.7, a sixteenth of
+    all at least), at 1/8 of the size for the fast networks; ours so at full size, and the auxiliary heads see all.
     """
     return Recipe(
         model=BiSeNetConfig(backbone=backbone, auxiliary_channels=128 if backbone == "xception39" else 256),
@@ -408,6 +411,7 @@ def bisenet(
             scale_step=0.25,
         ),
         optim=_sgd(learning_rate=0.01, decoder_multiplier=10.0, weight_decay=5e-4),
+        loss=LossConfig(main="ohem"),
         epochs=epochs,
         batch_size=16,
         precision="bfloat16",

@@ -31,7 +31,7 @@ def segnet() -> Recipe:
     """SegNet on VGG-16: 60.1 % mIoU on the test set (from memory), trained on 3,433 images; here on CamVid's 367.
 
     Badrinarayanan et al., arXiv 1511.00561, table 3 (from memory), and its tutorial: rate 0.001, weight decay 5e-4,
-    40,000 steps; batches of 4 (from memory): 440 epochs of 91 steps (40,040). Without class weights:
+    40,000 steps; batches of 4 (from memory): 440 epochs of 91 steps (40,040). With class weights:
     `pipelines.recipes.published.segnet`. Give --weights timm. 106.7 G multiply-adds a crop.
     """
     return published.segnet(
@@ -43,7 +43,7 @@ def segnet_basic() -> Recipe:
     """SegNet-Basic, four 7x7 convolutions to either side: no published score known to us for this split.
 
     Badrinarayanan et al., arXiv 1511.00561, section 3.1. From memory of its tutorial: rate 0.1, 10,000 steps of 6: 164
-    epochs of 61 steps (10,004). Without class weights: `pipelines.recipes.published.segnet`. From random weights.
+    epochs of 61 steps (10,004). With class weights: `pipelines.recipes.published.segnet`. From random weights.
     59.2 G multiply-adds a crop.
     """
     return published.segnet(

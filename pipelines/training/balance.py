@@ -41,7 +41,8 @@ def class_weights_of(recipe: Recipe, dataset: PreparedDataset, split: str) -> tu
     if recipe.loss.class_weights == "none":
         return ()
     if recipe.loss.class_weights == "inverse_log":
-        return tuple(inverse_log_weights(np.array(dataset.split(split).class_pixels)))
+        class_pixels_C = np.array(dataset.split(split).class_pixels)
+        return tuple(inverse_log_weights(class_pixels_C, offset=recipe.loss.inverse_log_offset))
     class_pixels_NC = read_class_pixels(dataset, split)
     return tuple(median_frequency_weights(class_pixels_NC, class_pixels_NC.sum(axis=1)))
 

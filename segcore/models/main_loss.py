@@ -37,6 +37,8 @@ class LossConfig:
     class_weights: ClassWeights = "none"
     """Weights of the pixels by class, from the training labels, in cross_entropy, ohem and focal: median_frequency
     (Eigen and Fergus 2015, as SegNet uses it), inverse_log: 1 / ln(1.02 + share of pixels) (ENet)."""
+    inverse_log_offset: float = 1.02
+    """inverse_log: what is added to the share; 1.02 is ENet's, 1.10, which weighs more evenly, ESPNet's."""
     ohem_threshold: float = 0.7
     """ohem: pixels whose own class has a lower probability are hard."""
     ohem_min_kept: float = 1 / 16
@@ -60,6 +62,8 @@ class LossConfig:
                 f"class_weights {self.class_weights} would change nothing in {' and '.join(self.names)}, which weigh "
                 "classes equally; leave them none, or give cross_entropy, ohem or focal as one of the losses"
             )
+        if self.inverse_log_offset <= 1:
+            raise ValueError(f"inverse_log_offset is {self.inverse_log_offset}; it must be above 1, such as 1.02")
         if not 0 < self.ohem_threshold <= 1 or not 0 <= self.ohem_min_kept <= 1:
             raise ValueError(
                 f"ohem_threshold is {self.ohem_threshold} and ohem_min_kept {self.ohem_min_kept}; "

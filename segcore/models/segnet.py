@@ -17,7 +17,7 @@ Differences from the paper and its released code:
 - Images are normalised by mean and deviation; the code takes raw pixels, SegNet-Basic after local contrast
   normalisation (from memory).
 - Dropout is that of "Bayesian SegNet", another paper, and not here.
-- Classes are not weighed by their median frequency: neither the losses nor the recipes of this repository have weights.
+- Weighing classes by their median frequency is the recipe's business (`class_weights`), and no part of the network.
 """
 
 from collections.abc import Mapping

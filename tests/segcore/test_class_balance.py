@@ -34,6 +34,8 @@ def test_inverse_log_is_enets_formula_and_lies_between_its_bounds() -> None:
     weights = inverse_log_weights(PIXELS.sum(axis=0))
     assert weights == pytest.approx([1 / math.log(1.02 + count / 340) for count in (300, 30, 0, 10)])
     assert all(1.42 < weight < 50.5 for weight in weights)
+    even = inverse_log_weights(PIXELS.sum(axis=0), offset=1.1)
+    assert even == pytest.approx([1 / math.log(1.1 + count / 340) for count in (300, 30, 0, 10)])
 
 
 def weights_by_loop(config: SamplingConfig) -> list[float]:

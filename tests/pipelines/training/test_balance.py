@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from pipelines import storage
 from pipelines.manifests import MANIFEST
-from pipelines.recipes import Recipe
+from pipelines.recipes import Recipe, find_recipe
 from pipelines.shards import SHARD_SCHEMA, PreparedDataset, open_dataset, parquet_bytes, read_part
 from pipelines.training.balance import (
     DONORS_FILE,
@@ -60,6 +60,15 @@ def test_class_weights_are_those_of_the_training_labels(dataset: PreparedDataset
     }
     recipe = recipe_with(loss=LossConfig(class_weights=weights))
     assert list(class_weights_of(recipe, dataset, "train")) == expected[weights]
+
+
+def test_published_recipes_have_the_losses_of_their_papers(dataset: PreparedDataset) -> None:
+    shares = np.array(dataset.splits["train"].class_pixels) / sum(dataset.splits["train"].class_pixels)
+    espnet = find_recipe("cityscapes.espnet")
+    assert class_weights_of(espnet, dataset, "train") == pytest.approx(1 / np.log(1.1 + shares))
+    assert class_weights_of(find_recipe("camvid.enet"), dataset, "train") == pytest.approx(1 / np.log(1.02 + shares))
+    assert find_recipe("camvid.segnet").loss.class_weights == "median_frequency"
+    assert find_recipe("cityscapes.bisenet_resnet18").loss.main == "ohem"
 
 
 def test_shares_and_donors_are_written_for_a_recipe_that_asks(dataset: PreparedDataset, tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ def test_a_data_dependent_decoder_weighs_it_as_its_cross_entropy() -> None:
         ({"main": "ohem", "ohem_threshold": 0.0}, "ohem_threshold is 0.0"),
         ({"main": "ohem", "ohem_min_kept": 1.5}, "ohem_min_kept 1.5"),
         ({"main": "focal", "focal_gamma": -1.0}, "focal_gamma is -1.0"),
+        ({"class_weights": "inverse_log", "inverse_log_offset": 1.0}, "inverse_log_offset is 1.0; it must be above 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(fields: dict[str, object], message: str) -> None:
