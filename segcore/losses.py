@@ -27,10 +27,10 @@ def cross_entropy(logits_NCHW: Tensor, labels_NHW: Tensor, *, class_weights_C: T
         ValueError: sizes of logits and labels differ.
     """
     check_sizes(logits_NCHW, labels_NHW)
-    labels = labels_NHW.long()
-    loss_sum = F.cross_entropy(
-        at_least_float32(logits_NCHW), labels, weight=class_weights_C, ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    labels, scores_NCHW = labels_NHW.long(), at_least_float32(logits_NCHW)
+    if class_weights_C is not None:
+        class_weights_C = class_weights_C.to(scores_NCHW.dtype)
+    loss_sum = F.cross_entropy(scores_NCHW, labels, weight=class_weights_C, ignore_index=IGNORE_INDEX, reduction="sum")
     valid = labels != IGNORE_INDEX
     if class_weights_C is None:
         denominator = valid.sum().to(loss_sum.dtype)

@@ -97,7 +97,8 @@ def _train(job: TrainJob, board: Any) -> None:
         if recomputes and epoch + 1 == recipe.epochs:
             recompute_from_batches(worker, batches)
         if worker.world_size > 1:
-            for network in {worker.network, worker.judged}:
+            # In one order on all workers; without a moving average both are one.
+            for network in dict.fromkeys((worker.network, worker.judged)):
                 average_batch_norm(network)
         validated = (epoch + 1) % recipe.validate_every == 0 or epoch + 1 == recipe.epochs
         if validated:
@@ -209,7 +210,9 @@ def _train_epoch(
         watch.made_step(done + 1)
         if so_far.steps < job.steps_per_epoch and (reason := saver.reason_after(so_far.steps)):
             _save_within(worker, saver, state, so_far, reason, seconds=state.seconds + watch.seconds)
-    losses = {name: _mean_over_workers(each / so_far.steps, worker.world_size) for name, each in so_far.sums.items()}
+    # In one order on all workers: sums that come from a checkpoint's file come in any.
+    means = {name: so_far.sums[name] / so_far.steps for name in sorted(so_far.sums)}
+    losses = {name: _mean_over_workers(each, worker.world_size) for name, each in means.items()}
     if not np.isfinite(losses["loss"]):  # waited for the device to know
         raise ValueError(
             f"the training loss became {losses['loss']} in epoch {epoch + 1}; lower --optim.learning-rate, raise "

@@ -47,7 +47,7 @@ def test_focal_loss_with_gamma_0_is_cross_entropy() -> None:
     logits, labels = case()
     weights = WEIGHTS.float()
     ours = focal_loss(logits.float(), labels, gamma=0, class_weights_C=weights)
-    torch.testing.assert_close(ours, cross_entropy(logits, labels, class_weights_C=weights))
+    torch.testing.assert_close(ours, cross_entropy(logits.float(), labels, class_weights_C=weights))
 
 
 def test_focal_loss_has_a_finite_gradient_where_the_network_is_sure() -> None:
@@ -75,7 +75,7 @@ def test_ohem_takes_the_pixels_below_the_threshold_or_the_hardest(
 def test_ohem_of_all_pixels_is_cross_entropy() -> None:
     logits, labels = case()
     ours = ohem_cross_entropy(logits.float(), labels, threshold=0.5, min_kept=1)
-    torch.testing.assert_close(ours, cross_entropy(logits, labels))
+    torch.testing.assert_close(ours, cross_entropy(logits.float(), labels))
 
 
 def test_gradients_are_those_of_the_formulas() -> None:
