@@ -76,5 +76,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@if ! $(RUN) -m pip --version >/dev/null 2>&1; then \
 		echo "making .venv with $(PYTHON); the first installation takes some minutes"; \
 		rm -rf .venv && "$(PYTHON)" -m venv .venv; fi
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,benchmarks,server]"
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e ".[test,benchmarks,server,export]"
 	@touch $(INSTALLED)

@@ -4,9 +4,13 @@
 <folder>/config.json         the `ModelCard`: network, class table, normalisation, input policy, origins, scores
 <folder>/manifest.json       written last: SHA-256 of the two, and the folder's digest
 <folder>/reference.json      what nights are held against (`night_report.references`); not in folders of older versions
+
+A folder in the Hugging Face layout (`pipelines.model_export.hugging_face`) is one too: its config.json holds the card
+beside that layout's own fields, and its digest is that of the folder that it was made from.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +35,8 @@ from segcore.networks import (
 KIND = "model"
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FIELD = "segpipe"
+"""Of a `config.json` in the Hugging Face layout: the card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,12 +127,17 @@ def save_model(uri: str, model: nn.Module, card: ModelCard) -> str:
         card: see `ModelCard`.
     """
     content = {WEIGHTS_FILE: state_bytes(model.state_dict()), CONFIG_FILE: storage.json_bytes(card_to_dict(card))}
-    for name, data in content.items():
-        storage.write_atomic(storage.join(uri, name), data)
-    files = {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
+    files = write_files(uri, content)
     folder_digest = digest(files)
     write_manifest(uri, kind=KIND, content={"files": files, "digest": folder_digest, "code_commit": code_commit()})
     return folder_digest
+
+
+def write_files(uri: str, content: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+    """Write files into a folder, and return the SHA-256 and size of each, as its manifest lists them."""
+    for name, data in content.items():
+        storage.write_atomic(storage.join(uri, name), data)
+    return {name: {"sha256": storage.sha256(data), "num_bytes": len(data)} for name, data in content.items()}
 
 
 def load_model(uri: str, *, task: Task = "segmentation", output_stride: int = 0) -> ModelBundle:
@@ -161,7 +172,7 @@ def read_weights(uri: str) -> tuple[ModelCard, dict[str, Tensor], str]:
     missing = {WEIGHTS_FILE, CONFIG_FILE} - content.keys()
     if missing:
         raise ValueError(f"the manifest of model folder {uri!r} lists no {sorted(missing)[0]}; train or copy it again")
-    card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
+    card = _card_of(storage.read_json(storage.join(uri, CONFIG_FILE)))
     state = read_state(content[WEIGHTS_FILE], origin=storage.join(uri, WEIGHTS_FILE))
     return card, state, manifest["digest"]
 
@@ -192,7 +203,7 @@ def read_card(uri: str, *, task: Task | None = "segmentation") -> tuple[ModelCar
     """
     manifest = read_manifest(uri, kind=KIND)
     _read_verified(uri, CONFIG_FILE, manifest["files"][CONFIG_FILE]["sha256"])
-    card = card_from_dict(storage.read_json(storage.join(uri, CONFIG_FILE)))
+    card = _card_of(storage.read_json(storage.join(uri, CONFIG_FILE)))
     if task is not None:
         _check_task(card, task, uri)
     return card, manifest["digest"]
@@ -261,6 +272,11 @@ def card_from_dict(values: dict[str, Any]) -> ModelCard:
         scores=values["scores"],
         input_policy=InputPolicy(**values["input_policy"]),
     )
+
+
+def _card_of(config: dict[str, Any]) -> ModelCard:
+    """The card in a `config.json`, which is one or has one among the fields of the Hugging Face layout."""
+    return card_from_dict(config.get(CARD_FIELD, config))
 
 
 def _read_verified(uri: str, name: str, sha256: str) -> bytes:

@@ -1,8 +1,8 @@
-"""Masks of chosen images in the formats of other tools: indexed PNG, COCO run lengths, GeoJSON polygons.
+"""What other tools read: masks of chosen images (indexed PNG, COCO run lengths, GeoJSON polygons), and models.
 
-An export is a folder: the masks, `images.csv` (one line per chosen image, in the order asked for, with its file), and
-`manifest.json` last. The same command on the same snapshot gives the same bytes. Nothing is overwritten: a file that is
-there must have these bytes already, of an export that was interrupted.
+An export of masks is a folder: the masks, `images.csv` (one line per chosen image, in the order asked for, with its
+file), and `manifest.json` last. The same command on the same snapshot gives the same bytes. Nothing is overwritten: a
+file that is there must have these bytes already, of an export that was interrupted. Models: `pipelines.model_export`.
 """
 
 import csv
@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from pipelines import manifests, storage
+from pipelines.model_export.config import ModelExportConfig
 from pipelines.pictures import indexed_png_bytes
 from pipelines.progress import progress
 from pipelines.tables.geojson import Affine, feature_collection, read_world_file
@@ -30,6 +31,9 @@ from pipelines.tables.runs import Snapshot
 from pipelines.tables.selection import select_images
 from segcore.coco_runs import class_runs
 from segcore.mask_polygons import class_polygons
+
+if TYPE_CHECKING:  # masks are exported without PyTorch and MLflow, which take seconds
+    from pipelines.model_export.run import ModelExportResult
 
 KIND = "export"
 MASKS_AT_ONCE = 64
@@ -102,8 +106,11 @@ class GeojsonConfig:
             raise ValueError(f"--simplify-px is {self.simplify_px}; give 0 or more")
 
 
-ExportConfig = PngConfig | CocoConfig | GeojsonConfig
-FORMATS: dict[str, Callable[..., ExportConfig]] = {"png": PngConfig, "coco": CocoConfig, "geojson": GeojsonConfig}
+MaskExportConfig = PngConfig | CocoConfig | GeojsonConfig
+ExportConfig = MaskExportConfig | ModelExportConfig
+FORMATS: dict[str, Callable[..., MaskExportConfig]] = {"png": PngConfig, "coco": CocoConfig, "geojson": GeojsonConfig}
+"""Of masks."""
+SUBCOMMANDS: dict[str, Callable[..., ExportConfig]] = {**FORMATS, "model": ModelExportConfig}
 """Subcommands of jobs/export.py."""
 
 
@@ -121,7 +128,16 @@ class ExportResult:
         return f"exported the masks of {self.num_images} images to {self.output}{dropped}"
 
 
-def export(config: ExportConfig) -> ExportResult:
+def export_any(config: ExportConfig) -> "ExportResult | ModelExportResult":
+    """Export a model, or the masks of the chosen images: `pipelines.model_export.run`, `export`."""
+    if not isinstance(config, ModelExportConfig):
+        return export(config)
+    from pipelines.model_export.run import export_model  # imports PyTorch and MLflow
+
+    return export_model(config)
+
+
+def export(config: MaskExportConfig) -> ExportResult:
     """Export the masks of the chosen images.
 
     Raises:
@@ -162,7 +178,7 @@ def file_names(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _stated(config: ExportConfig, snapshot: Snapshot) -> dict[str, Any]:
+def _stated(config: MaskExportConfig, snapshot: Snapshot) -> dict[str, Any]:
     """What an export is made of, as its manifest has it."""
     settings = asdict(config)
     del settings["selection"]["output"]

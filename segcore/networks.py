@@ -60,12 +60,19 @@ def normalises_batches(config: NetworkConfig, num_classes: int) -> bool:
     Raises:
         ValueError: the number of classes is out of range.
     """
-    if isinstance(config, ClassifierConfig):
-        with torch.device("meta"):
-            network: nn.Module = Classifier(config, num_classes)
-    else:
-        network = meta_model(config, num_classes)
-    return any(isinstance(layer, _BatchNorm) for layer in network.modules())
+    return any(isinstance(layer, _BatchNorm) for layer in meta_network(config, num_classes).modules())
+
+
+def meta_network(config: NetworkConfig, num_classes: int) -> nn.Module:
+    """The network without weights, on the meta device and in evaluation mode: for shapes and costs (`segcore.cost`).
+
+    Raises:
+        ValueError: the number of classes is out of range.
+    """
+    if not isinstance(config, ClassifierConfig):
+        return meta_model(config, num_classes)
+    with torch.device("meta"):
+        return Classifier(config, num_classes).eval()
 
 
 def build_network(config: NetworkConfig, num_classes: int, *, label_pca: LabelCode | None = None) -> nn.Module:

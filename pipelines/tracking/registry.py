@@ -8,13 +8,21 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 
 import mlflow.pyfunc
+import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as RegisteredVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import Array
 
 from pipelines import storage
 from pipelines.checkpoints import ModelCard, read_card
 from pipelines.manifests import read_manifest
+from pipelines.model_cards import model_card
+from pipelines.pictures import png_bytes
+from pipelines.serving import IMAGE_COLUMN
 from pipelines.tracking.runs import (
     CODE_TAG,
     DATASET_DIGEST_TAG,
@@ -44,6 +52,13 @@ SERVING_PACKAGES = (
     "pandas",
 )
 """What `pipelines.serving` imports, directly or not, beside mlflow and its own requirements."""
+
+CARD_FILE = "model_card.md"
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
+    outputs=Schema([ColSpec(Array(Array(DataType.long)))]),
+)
+"""Encoded images in; per image the rows of its class map out. In JSON the bytes are base64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,13 +108,15 @@ def register_model(folder_uri: str, *, name: str, alias: str, run_id: str) -> st
     """Register a model folder as a new version of `name`, point `alias` at it, and return the version.
 
     The version holds a copy of the folder and of this code as a pyfunc model:
-    `mlflow.pyfunc.load_model("models:/name@alias").predict(images)` gives class maps (see `pipelines.serving`).
-    The same folder content registered again returns its version and only moves the alias.
+    `mlflow.pyfunc.load_model("models:/name@alias").predict(frame)` gives class maps (see `pipelines.serving`), and so
+    does `mlflow models serve`. The model card is the version's description, and with the class table the run's artifact
+    `model_card.md`. The same folder content registered again returns its version and only moves the alias.
 
     Raises:
         ValueError: the folder is not a finished model.
     """
     card, folder_digest = read_card(folder_uri, task=None)
+    code_commit = str(read_manifest(folder_uri, kind="model")["code_commit"])
     client = MlflowClient()
     with contextlib.suppress(MlflowException):  # it exists: a later version
         client.create_registered_model(name, description=MODEL_DESCRIPTION)
@@ -109,16 +126,22 @@ def register_model(folder_uri: str, *, name: str, alias: str, run_id: str) -> st
             return str(known.version)
     with tempfile.TemporaryDirectory() as scratch:
         packed = Path(scratch, "pyfunc")
-        _pack_pyfunc(folder_uri, Path(scratch, "model"), packed)
+        _pack_pyfunc(folder_uri, Path(scratch, "model"), packed, card)
         client.log_artifacts(run_id, str(packed), "model")
+    short, whole = (
+        model_card(card, title=name, model_digest=folder_digest, code_commit=code_commit, with_classes=with_classes)
+        for with_classes in (False, True)
+    )
+    client.log_text(run_id, whole, CARD_FILE)
     tags = {
         MODEL_FOLDER_TAG: folder_uri,
         MODEL_DIGEST_TAG: folder_digest,
         DATASET_DIGEST_TAG: card.dataset_digest,
-        CODE_TAG: str(read_manifest(folder_uri, kind="model")["code_commit"]),
+        CODE_TAG: code_commit,
     } | ({LABEL_PCA_DIGEST_TAG: card.label_pca_digest} if card.label_pca_digest else {})
     source = f"{client.get_run(run_id).info.artifact_uri}/model"
-    version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=_description(card))
+    description = f"{_description(card)}\n\n{short}"  # without classes, of which there may be too many for MLflow
+    version = client.create_model_version(name, source, run_id=run_id, tags=tags, description=description)
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
@@ -185,7 +208,7 @@ def describe_version(name: str, version: str, description: str) -> None:
     MlflowClient().update_model_version(name, version, description)
 
 
-def _pack_pyfunc(folder_uri: str, local_folder: Path, packed: Path) -> None:
+def _pack_pyfunc(folder_uri: str, local_folder: Path, packed: Path, card: ModelCard) -> None:
     """Save a pyfunc model with a loader module: MLflow's other ways pickle the class."""
     local_folder.mkdir(parents=True)
     for uri in storage.list_files(folder_uri):
@@ -198,7 +221,16 @@ def _pack_pyfunc(folder_uri: str, local_folder: Path, packed: Path) -> None:
         code_paths=[str(root / "segcore"), str(root / "pipelines")],
         # given, since MLflow would otherwise load the model in a second process to find out
         pip_requirements=[f"{package}=={package_version(package)}" for package in SERVING_PACKAGES],
+        signature=SIGNATURE if card.task == "segmentation" else None,
+        input_example=_input_example(card) if card.task == "segmentation" else None,
     )
+
+
+def _input_example(card: ModelCard) -> pd.DataFrame:
+    """A PNG of the mean colour, a quarter of a typical training image's sides: what a caller sends, and no photo."""
+    height, width = max(1, card.input_policy.image_height // 4), max(1, card.input_policy.image_width // 4)
+    colour = np.round(255 * np.array(card.mean)).astype(np.uint8)
+    return pd.DataFrame({IMAGE_COLUMN: [png_bytes(np.tile(colour, (height, width, 1)))]})
 
 
 def _parse_model_uri(uri: str) -> tuple[str, str, str]:

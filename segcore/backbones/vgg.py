@@ -9,7 +9,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segcore.layers import AtrousConv2d
+from segcore.layers import AtrousConv2d, pad_to_multiple
 
 VGGLayout = Literal["classifier", "deeplab", "valid", "fcn"]
 
@@ -43,10 +43,8 @@ class Pool(nn.Module):
         """Map of 1 / stride of the size."""
         if self.overlapping:
             return F.max_pool2d(x_NKhw, 3, stride=self.stride, padding=1)
-        height, width = x_NKhw.shape[-2:]
         # Zeros do not change a maximum of what a ReLU gave.
-        bottom, right = (self.dilation if self.stride == 1 else length % 2 for length in (height, width))
-        padded = F.pad(x_NKhw, (0, right, 0, bottom)) if bottom or right else x_NKhw
+        padded = F.pad(x_NKhw, (0, self.dilation, 0, self.dilation)) if self.stride == 1 else pad_to_multiple(x_NKhw, 2)
         return F.max_pool2d(padded, 2, stride=self.stride, dilation=self.dilation)
 
 

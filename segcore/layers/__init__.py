@@ -16,9 +16,11 @@ from segcore.layers.resize import (
     enlarge_scores,
     mirror,
     pad_to_multiple,
+    region_means,
     resize,
     resize_smoothly,
     upsample,
+    window,
 )
 from segcore.layers.squeeze_excitation import SqueezeExcitation
 from segcore.layers.unpool import Pooling, UnpoolingDecoder, pool_with_switches, record_pooling, unpool
@@ -49,6 +51,7 @@ __all__ = [
     "pool_with_switches",
     "recompute_batch_norm",
     "record_pooling",
+    "region_means",
     "resize",
     "resize_smoothly",
     "set_batch_norm_momentum",
@@ -56,4 +59,5 @@ __all__ = [
     "synchronise_batch_norm",
     "unpool",
     "upsample",
+    "window",
 ]

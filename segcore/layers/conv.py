@@ -36,9 +36,11 @@ class AtrousConv2d(nn.Conv2d):
 
     def forward(self, x_NKhw: Tensor) -> Tensor:
         """Map of the same size."""
+        if torch.compiler.is_exporting():  # a graph for maps of any size
+            return super().forward(x_NKhw)
         half, step = self.kernel_size[0] // 2, self.dilation[0]
         up, left = (sum(tap * step < side for tap in range(1, half + 1)) for side in x_NKhw.shape[-2:])
-        if torch.compiler.is_exporting() or up == left == half:  # an exported graph is for maps of any size
+        if up == left == half:
             return super().forward(x_NKhw)
         weight = self.weight[:, :, half - up : half + up + 1, half - left : half + left + 1]
         padding = (up * step, left * step)

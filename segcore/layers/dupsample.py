@@ -38,6 +38,8 @@ class DUpsample(nn.Module):
 
     def forward(self, code_NPhw: Tensor) -> Tensor:
         """Scores N x C x (h*R) x (w*R), in the code's memory layout."""
+        if torch.compiler.is_exporting():  # memory layouts are for whoever runs the graph to choose
+            return F.pixel_shuffle(F.conv2d(code_NPhw, self.weight, self.bias), self.block_side)
         # Channels last whatever comes in: a location's block is then R runs of R neighbouring numbers. From contiguous
         # scores of 5376 channels, `pixel_shuffle` would collect every single number from another place.
         code_last = code_NPhw.movedim(-3, -1).contiguous()  # without N too, which a memory format is not

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from segcore.layers.resize import product
+
 
 class Encoding(nn.Module):
     """Residuals of all locations x_l to Q codewords c_q, summed with soft assignments:
@@ -46,7 +48,7 @@ class Encoding(nn.Module):
         # |x|^2 stays, though it is the same for all codewords: their smoothing factors differ.
         distances_NQL = (
             x_NKL.square().sum(dim=1, keepdim=True)
-            - 2 * (codewords_QK @ x_NKL)
+            - 2 * product(codewords_QK, x_NKL)
             + codewords_QK.square().sum(dim=1, keepdim=True)
         )
         return (self.smoothing_Q[:, None] * distances_NQL).softmax(dim=1)

@@ -88,7 +88,7 @@ def refuse_one_image(x_NKhw: Tensor, norm: nn.Module, *, what: str) -> None:
     Raises:
         ValueError: the batch is one image, and `norm` takes its statistics from it.
     """
-    if x_NKhw.shape[0] == 1 and normalises_per_device(norm):
+    if normalises_per_device(norm) and x_NKhw.shape[0] == 1:
         raise ValueError(
             f"{what} was given a training batch of 1 image, and its batch normalisation needs at least 2; "
             "raise the batch size per worker, drop the last incomplete batch, or put the normalisation in eval mode"

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from segcore.layers.conv import ConvBnAct
 from segcore.layers.norm import refuse_one_image
+from segcore.layers.resize import product, region_means
 
 
 class PyramidPooling(nn.Module):
@@ -59,14 +60,14 @@ class PyramidPooling(nn.Module):
             assert isinstance(branch, ConvBnAct)
             if side == 1:
                 refuse_one_image(x_NKhw, branch.norm, what="the pyramid's mean over the whole map")
-            means = branch(F.adaptive_avg_pool2d(x_NKhw, side)).flatten(2)
-            num_images, out_channels = len(means), len(weight)
-            by_tap = weight.permute(2, 3, 0, 1).flatten(0, 2) @ means
+            means = branch(region_means(x_NKhw, side)).flatten(2)
+            num_images, out_channels = means.shape[0], len(weight)
+            by_tap = product(weight.permute(2, 3, 0, 1).flatten(0, 2), means)
             grid = by_tap.reshape(num_images, 3, 3, out_channels, side, side).permute(0, 3, 1, 4, 2, 5)
             grid = grid.reshape(num_images, out_channels, 3 * side, 3 * side)
-            maps.append(grid @ self._taps(width, side, like=means).T)
+            maps.append(product(grid, self._taps(width, side, like=means).T))
             row_taps.append(self._taps(height, side, like=means))
-        return torch.cat(row_taps, dim=1) @ torch.cat(maps, dim=2)
+        return product(torch.cat(row_taps, dim=1), torch.cat(maps, dim=2))
 
     def _taps(self, length: int, side: int, *, like: Tensor) -> Tensor:
         """Enlargement from `side` to `length`, seen by each of three taps: (length, 3 * side), tap-major."""

@@ -1,12 +1,15 @@
 """Maximum pooling that remembers where each maximum was, its inverse, and decoders made of it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segcore.layers.conv import ConvBnAct
+from segcore.layers.resize import holds, window
 
 
 class Pooling(NamedTuple):
@@ -27,8 +30,18 @@ def pool_with_switches(x_NKHW: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Zeiler and Fergus, ECCV 2014, arXiv 1311.2901, section 2.1.
     """
-    pooled, switches = F.max_pool2d(x_NKHW, 2, ceil_mode=True, return_indices=True)
+    exporting = torch.compiler.is_exporting()  # then behind an even side: whether it is odd must decide nothing
+    x = _made_even(x_NKHW) if exporting else x_NKHW
+    pooled, switches = F.max_pool2d(x, 2, ceil_mode=not exporting, return_indices=True)
     return pooled, switches
+
+
+def _made_even(x_NKHW: Tensor) -> Tensor:
+    """A map with a row and a column of minus infinity more where a side is odd."""
+    bottom, right = ((length + 1) // 2 * 2 - length for length in x_NKHW.shape[-2:])
+    if holds(bottom == 0) and holds(right == 0):
+        return x_NKHW
+    return F.pad(x_NKHW, (0, right, 0, bottom), value=-math.inf)
 
 
 def record_pooling(x_NKHW: Tensor) -> tuple[Tensor, Pooling]:
@@ -50,7 +63,18 @@ def unpool(x_NKhw: Tensor, switches_NKhw: Tensor, *, height: int | None = None, 
     """
     rows, columns = x_NKhw.shape[-2:]
     size = (2 * rows if height is None else height, 2 * columns if width is None else width)
+    if torch.compiler.is_exporting():  # ONNX's own unpooling has sizes that the graph fixes
+        return window(_scattered(x_NKhw, switches_NKhw), height=size[0], width=size[1])
     return F.max_unpool2d(x_NKhw, switches_NKhw, (2, 2), output_size=size)
+
+
+def _scattered(x_NKhw: Tensor, switches_NKhw: Tensor) -> Tensor:
+    """Unpooling to even sides."""
+    height, width = (2 * length for length in x_NKhw.shape[-2:])
+    plane_NKL = x_NKhw.new_zeros(*x_NKhw.shape[:2], height * width)
+    plane_NKL = plane_NKL.scatter(2, switches_NKhw.flatten(2), x_NKhw.flatten(2))
+    x: Tensor = plane_NKL.unflatten(2, (height, width))
+    return x
 
 
 class UnpoolingDecoder(nn.Module):

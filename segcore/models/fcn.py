@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from segcore.backbones import DenseVGG, FullyConnected, build_backbone
-from segcore.layers import bilinear_kernel, bilinear_transposed_convolution, set_batch_norm_momentum
+from segcore.layers import bilinear_kernel, bilinear_transposed_convolution, set_batch_norm_momentum, window
 from segcore.models.block_codes import BlockCode
 from segcore.models.config_checks import check_dropout_and_momentum, check_positive, check_vgg, check_width
 from segcore.models.contract import LossTerms, SegmentationOutput
@@ -142,11 +142,13 @@ class SkipHead(nn.Module):
         x = self.scores[str(COARSEST_STRIDE)](maps[COARSEST_STRIDE])
         for stride in self.skips:
             x = self._twice(x, stride)
-            skip = _window(maps[stride], SKIP_CROPS[stride], height=x.shape[-2], width=x.shape[-1])
+            skip = window(maps[stride], first=SKIP_CROPS[stride], height=x.shape[-2], width=x.shape[-1])
             x = x + self.scores[str(stride)](skip * self.scales[stride] if self.scales[stride] != 1 else skip)
         # Contiguous for the softmax, see `enlarge_scores`.
         x = bilinear_transposed_convolution(x.contiguous(), self.enlargement)
-        return SegmentationOutput(logits_NCHW=_window(x, OUTPUT_CROPS[self.enlargement], height=height, width=width))
+        return SegmentationOutput(
+            logits_NCHW=window(x, first=OUTPUT_CROPS[self.enlargement], height=height, width=width)
+        )
 
     def loss(self, output: SegmentationOutput, labels_NHW: Tensor) -> LossTerms:
         """Cross-entropy, or the recipe's loss, at full resolution: a mean over valid pixels."""
@@ -188,8 +190,3 @@ class FCN(nn.Module):
         """The head's."""
         terms: LossTerms = self.head.loss(output, labels_NHW)
         return terms
-
-
-def _window(x_NKhw: Tensor, first: int, *, height: int, width: int) -> Tensor:
-    """Rows and columns from `first` on."""
-    return x_NKhw[..., first : first + height, first : first + width]

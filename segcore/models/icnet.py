@@ -38,6 +38,7 @@ from segcore.layers import (
     downsample,
     enlarge_scores,
     initialise_convolutions,
+    region_means,
     resize,
     set_batch_norm_momentum,
     strided_conv,
@@ -194,7 +195,7 @@ class SummedPyramid(nn.Module):
         height, width = x_NKhw.shape[-2:]
         total = x_NKhw
         for side in BINS:
-            total = total + resize(F.adaptive_avg_pool2d(x_NKhw, side), height=height, width=width)
+            total = total + resize(region_means(x_NKhw, side), height=height, width=width)
         return total
 
 
@@ -304,5 +305,5 @@ class ICNet(nn.Module):
 
 def _halved(x_NKhw: Tensor) -> Tensor:
     """Map of half the size, rounded up."""
-    height, width = (-(-length // 2) for length in x_NKhw.shape[-2:])
+    height, width = ((length + 1) // 2 for length in x_NKhw.shape[-2:])
     return downsample(x_NKhw, 2, height=height, width=width)

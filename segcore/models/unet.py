@@ -139,7 +139,8 @@ class BackboneUNetConfig(FixedDecoder):
 
 def valid_side(length: int) -> int:
     """Smallest side of an unpadded input whose scores are `length` rows or more: 16 b + 60."""
-    return max(SMALLEST_VALID_SIDE, length + 2 * MARGIN + (REMAINDER - length - 2 * MARGIN) % STRIDE)
+    needed = length + 2 * MARGIN + (REMAINDER - length - 2 * MARGIN) % STRIDE
+    return torch.sym_max(SMALLEST_VALID_SIDE, needed)  # type: ignore[return-value]  # of an integer, an integer
 
 
 def two_convolutions(in_channels: int, out_channels: int, *, padded: bool, batch_norm: bool) -> nn.Sequential:

@@ -223,7 +223,7 @@ def test_a_malformed_model_uri_shows_the_forms() -> None:
 
 
 def test_a_fresh_process_serves_the_registered_model(store: str, model_folder: str, tmp_path: Path) -> None:
-    """What a user of MLflow alone types; array and file forms of one image give one class map. Nothing is unpickled."""
+    """What a user of MLflow alone types; file and array of one image give one class map. Nothing is unpickled."""
     with open_run("serve") as run:
         tracking.register_model(model_folder, name="served", alias="challenger", run_id=run.run_id)
     program = f"""
@@ -238,12 +238,10 @@ model = mlflow.pyfunc.load_model("models:/served@challenger")
 image = numpy.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=numpy.uint8)
 file = io.BytesIO()
 PIL.Image.fromarray(image).save(file, "PNG")
-single = model.predict(image)
+(single,) = model.predict(pandas.DataFrame({{"image": [file.getvalue()]}}))
 assert single.shape == (40, 56) and single.dtype == numpy.uint8, single
-assert model.predict(image[None]).shape == (1, 40, 56)
-(listed,) = model.predict([image])
-(framed,) = model.predict(pandas.DataFrame({{"image": [file.getvalue()]}}))
-assert (listed == single).all() and (framed == single).all()
+twice = model.predict(pandas.DataFrame({{"image": [image, file.getvalue()]}}))
+assert len(twice) == 2 and all((each == single).all() for each in twice)
 assert not unpickled, unpickled
 numpy.save(sys.argv[1], single)
 """
@@ -283,9 +281,9 @@ def test_a_version_names_what_it_was_made_of(store: str, model_folder: str) -> N
         tracking.LABEL_PCA_DIGEST_TAG: "e" * 64,
         tracking.CODE_TAG: manifest["code_commit"],
     }
-    assert version.description == (
-        "deeplab_v3plus on mobilenet_v3_small, 3 classes; val/mean_iou 0.5000; dataset `dddddddddddd`."
-    )
+    summary, _, card = (version.description or "").partition("\n\n")
+    assert summary == "deeplab_v3plus on mobilenet_v3_small, 3 classes; val/mean_iou 0.5000; dataset `dddddddddddd`."
+    assert f"| model digest | `{manifest['digest']}` |" in card and len(version.description or "") < 4000
     assert "champion" in (MlflowClient().get_registered_model("origins").description or "")
     versions = tracking.versions_of_model(manifest["digest"])
     assert ("origins", number, run.run_id) in {(each.name, each.version, each.run_id) for each in versions}
