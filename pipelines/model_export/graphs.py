@@ -14,9 +14,7 @@ from torch import Tensor
 
 from pipelines import storage
 from pipelines.checkpoints import ModelBundle
-from pipelines.ensembles import member_of
 from segcore.exportable import ExportableModel, export_program
-from segcore.inference import InferenceConfig, ensemble_logits
 from segcore.networks import network_to_dict
 
 CHECKED_SIZES = ((1, 64, 96), (2, 97, 131), (1, 33, 200), (3, 128, 65))
@@ -89,13 +87,14 @@ def graph_bytes(bundle: ModelBundle, *, file_format: str, metadata: dict[str, An
 
 
 def compare(bundle: ModelBundle, run: Run) -> list[Parity]:
-    """Scores of noise by a file and by the network itself, as `evaluate` and `segment` run it."""
+    """Scores of noise by a file, and by the network itself of the same images, normalised as the model card says."""
     generator = torch.Generator().manual_seed(0)
-    member = member_of(bundle, InferenceConfig())
+    mean_311, std_311 = (torch.tensor(values).view(3, 1, 1) for values in (bundle.card.mean, bundle.card.std))
     found = []
     for size in CHECKED_SIZES:
         images_N3HW = torch.randint(0, 256, (size[0], 3, *size[1:]), dtype=torch.uint8, generator=generator)
-        expected, _ = ensemble_logits([member], images_N3HW)
+        with torch.inference_mode():
+            expected = bundle.model((images_N3HW / 255 - mean_311) / std_311).logits_NCHW
         difference = np.abs(run(images_N3HW.numpy()) - expected.numpy())
         found.append(Parity(size=size, difference=float(difference.max()), largest_logit=float(expected.abs().max())))
     return found

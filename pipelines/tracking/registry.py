@@ -3,6 +3,7 @@
 import contextlib
 import re
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -214,16 +215,19 @@ def _pack_pyfunc(folder_uri: str, local_folder: Path, packed: Path, card: ModelC
     for uri in storage.list_files(folder_uri):
         Path(local_folder, uri.rsplit("/", 1)[1]).write_bytes(storage.read_bytes(uri))
     root = Path(__file__).resolve().parents[2]
-    mlflow.pyfunc.save_model(
-        path=str(packed),
-        loader_module="pipelines.serving",
-        data_path=str(local_folder),
-        code_paths=[str(root / "segcore"), str(root / "pipelines")],
-        # given, since MLflow would otherwise load the model in a second process to find out
-        pip_requirements=[f"{package}=={package_version(package)}" for package in SERVING_PACKAGES],
-        signature=SIGNATURE if card.task == "segmentation" else None,
-        input_example=_input_example(card) if card.task == "segmentation" else None,
-    )
+    with warnings.catch_warnings():
+        # MLflow 3.17 on pandas 3.1, where it looks at the example's columns
+        warnings.filterwarnings("ignore", message="Operation with range is deprecated")
+        mlflow.pyfunc.save_model(
+            path=str(packed),
+            loader_module="pipelines.serving",
+            data_path=str(local_folder),
+            code_paths=[str(root / "segcore"), str(root / "pipelines")],
+            # given, since MLflow would otherwise load the model in a second process to find out
+            pip_requirements=[f"{package}=={package_version(package)}" for package in SERVING_PACKAGES],
+            signature=SIGNATURE if card.task == "segmentation" else None,
+            input_example=_input_example(card) if card.task == "segmentation" else None,
+        )
 
 
 def _input_example(card: ModelCard) -> pd.DataFrame:

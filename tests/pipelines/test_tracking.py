@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -242,6 +243,8 @@ PIL.Image.fromarray(image).save(file, "PNG")
 assert single.shape == (40, 56) and single.dtype == numpy.uint8, single
 twice = model.predict(pandas.DataFrame({{"image": [image, file.getvalue()]}}))
 assert len(twice) == 2 and all((each == single).all() for each in twice)
+(example,) = model.predict(model.input_example)
+assert example.shape == (60, 80), example.shape
 assert not unpickled, unpickled
 numpy.save(sys.argv[1], single)
 """
@@ -281,9 +284,14 @@ def test_a_version_names_what_it_was_made_of(store: str, model_folder: str) -> N
         tracking.LABEL_PCA_DIGEST_TAG: "e" * 64,
         tracking.CODE_TAG: manifest["code_commit"],
     }
+    info = mlflow.models.get_model_info(f"models:/origins/{number}")
+    (column,) = info.signature.inputs.to_dict()
+    assert (column["name"], column["type"], column["required"]) == ("image", "binary", True)
+    whole = mlflow.artifacts.load_text(f"runs:/{run.run_id}/model_card.md")
+    assert whole.startswith("# origins\n") and "## Classes" in whole
     summary, _, card = (version.description or "").partition("\n\n")
     assert summary == "deeplab_v3plus on mobilenet_v3_small, 3 classes; val/mean_iou 0.5000; dataset `dddddddddddd`."
-    assert f"| model digest | `{manifest['digest']}` |" in card and len(version.description or "") < 4000
+    assert f"| model digest | `{manifest['digest']}` |" in card and "## Classes" not in card
     assert "champion" in (MlflowClient().get_registered_model("origins").description or "")
     versions = tracking.versions_of_model(manifest["digest"])
     assert ("origins", number, run.run_id) in {(each.name, each.version, each.run_id) for each in versions}

@@ -22,6 +22,7 @@ from segcore.layers import (
     window,
 )
 from segcore.layers.resize import product
+from segcore.models.deeplab import _scaled
 
 SIZES = [(1, 1), (2, 3), (7, 12), (16, 9), (31, 32)]
 
@@ -60,6 +61,14 @@ def test_unpooling_by_scattering_is_unpooling(
         return unpool(pooled + 1, switches, height=height, width=width)
 
     assert torch.equal(as_exported(unpooled), unpooled())
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.75, 1.0, 1.25, 0.7])
+def test_scaled_sides_are_rounded_alike(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    expected = [_scaled(length, scale) for length in range(1, 300)]
+    assert expected == [max(1, round(scale * length)) for length in range(1, 300)]
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert [_scaled(length, scale) for length in range(1, 300)] == expected
 
 
 @pytest.mark.parametrize("num_images", [1, 3])

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pytest
 
@@ -107,23 +106,3 @@ def test_a_png_is_answered_by_its_class_map(model: str, version_uri: str, tmp_pa
         with pytest.raises(urllib.error.HTTPError) as refused:
             _post(address, {"dataframe_split": {"columns": ["picture"], "data": cells}})
         assert refused.value.code == 400 and b"image" in refused.value.read()
-
-
-def test_a_version_has_a_signature_an_example_and_a_model_card(model: str, version_uri: str, tmp_path: Path) -> None:
-    info = mlflow.models.get_model_info(version_uri)
-    assert info.signature is not None
-    (column,) = info.signature.inputs.to_dict()
-    assert (column["name"], column["type"], column["required"]) == ("image", "binary", True)
-    loaded = mlflow.pyfunc.load_model(version_uri)
-    example = loaded.input_example
-    (found,) = loaded.predict(example)
-    (expected,) = ServedModel(load_model(model)).predict(example)
-    np.testing.assert_array_equal(found, expected)
-    assert found.shape == (12, 16)  # a quarter of the training images' sides
-    client = mlflow.MlflowClient()
-    version = client.get_model_version("street", version_uri.rsplit("/", 1)[1])
-    whole = mlflow.artifacts.load_text(f"runs:/{version.run_id}/model_card.md")
-    assert "## Classes" in whole and "| 0 | sky |" in whole
-    summary, _, card = version.description.partition("\n\n")
-    assert summary.startswith("deeplab_v3plus on mobilenet_v3_small, 4 classes; ")
-    assert card.startswith("# street\n") and "## Intended input" in card and "## Classes" not in card
