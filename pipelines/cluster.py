@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,6 +150,35 @@ def spread(work: Callable[[T], R], pieces: Sequence[T], *, in_tasks: bool) -> li
 
     found: list[R] = ray.get([do.remote(piece) for piece in pieces])
     return found
+
+
+def task_results(
+    work: Callable[..., R],
+    pieces: Iterator[T],
+    *arguments: Any,
+    workers: int | None,
+    try_again: Sequence[type[Exception]] = (),
+) -> Iterator[tuple[T, R]]:
+    """Do pieces of work in Ray tasks, a bounded number at a time: each piece with its result, as they come.
+
+    Args:
+        work: `work(piece, *arguments)`; a function of a module, whose results are small.
+        pieces: drawn as tasks end, so that who gives them can stop early; what is sent of each stays below 1 MB.
+        arguments: of every piece.
+        workers: tasks at a time; None: as many as the cluster has logical CPUs.
+        try_again: exceptions of `work` on which a task is run again, as on the loss of its worker.
+    """
+    import ray  # reads its environment at import
+
+    task = ray.remote(num_cpus=1)(work).options(max_retries=TASK_RETRIES, retry_exceptions=list(try_again))
+    at_once = workers or max(cluster_size(), 1)
+    in_flight: dict[Any, T] = {}
+    while True:
+        in_flight |= {task.remote(piece, *arguments): piece for piece in islice(pieces, at_once - len(in_flight))}
+        if not in_flight:
+            return
+        (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
+        yield in_flight.pop(done), ray.get(done)
 
 
 def actor_cluster(*, workers: int, threads: int, use_gpu: bool = False) -> AbstractContextManager[None]:

@@ -16,15 +16,15 @@ Output is byte-identical for any number of workers and any number of interruptio
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
-from pipelines.cluster import TASK_RETRIES, cluster_size, ray_cluster
+from pipelines.cluster import ray_cluster, task_results
 from pipelines.datasets import DatasetConfig, Listing, list_dataset
 from pipelines.datasets.listing import (
     ClassificationListing,
@@ -281,18 +281,18 @@ def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[S
     allowed = int(config.max_failures * num_pairs)
     records: list[ShardRecord] = []
     if len(failures) <= allowed:
-        shards = cut_into_shards(listing, config)
+        shards = takewhile(lambda _: len(failures) <= allowed, cut_into_shards(listing, config))
         with (
             ray_cluster(num_cpus_needed=config.workers or 1, why=f"{config.workers or 1} prepare tasks"),
             progress(f"prepare {listing.name}", total=len(listing.samples), unit="images") as advance,
         ):
-            for record, num_samples in _records(
-                shards, job, num_workers=config.workers, stop=lambda: len(failures) > allowed
+            for shard, record in task_results(
+                prepare_shard, shards, job, workers=config.workers, try_again=[StoreUnavailableError]
             ):
                 records.append(record)
                 fault_point("prepare.recorded")
                 failures.extend(record.failures)
-                advance(num_samples)
+                advance(len(shard.samples))
     failures.sort(key=lambda row: (row["split"], row["image_id"], row["reason"]))
     if not failures and not any(record.num_rows for record in records):
         raise ValueError(
@@ -303,28 +303,6 @@ def _run(config: PrepareConfig, listing: Listing, job: ShardJob) -> tuple[list[S
         _refuse(failures, f"{num_pairs} {listing.unit}", allowed=allowed, config=config, output=job.output)
     order = {split: position for position, split in enumerate(_split_names(listing))}
     return sorted(records, key=lambda record: (order[record.split], record.index)), failures
-
-
-def _records(
-    shards: Iterator[Shard], job: ShardJob, *, num_workers: int | None, stop: Callable[[], bool]
-) -> Iterator[tuple[ShardRecord, int]]:
-    """Each shard's record and number of samples, as they come."""
-    import ray  # here, not above: `--help` need not wait for it
-
-    task = ray.remote(num_cpus=1)(prepare_shard).options(
-        max_retries=TASK_RETRIES, retry_exceptions=[StoreUnavailableError]
-    )
-    workers = num_workers or max(cluster_size(), 1)
-    in_flight: dict[Any, int] = {}
-    while True:
-        if not stop():
-            in_flight |= {
-                task.remote(shard, job): len(shard.samples) for shard in islice(shards, workers - len(in_flight))
-            }
-        if not in_flight:
-            return
-        (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
-        yield ray.get(done), in_flight.pop(done)
 
 
 def _refuse(failures: list[dict[str, str]], of_all: str, *, allowed: int, config: PrepareConfig, output: str) -> None:

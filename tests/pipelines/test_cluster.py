@@ -14,7 +14,7 @@ import ray
 from ray._private.state import state
 
 from pipelines import cluster
-from pipelines.cluster import cluster_size, ray_cluster
+from pipelines.cluster import cluster_size, ray_cluster, task_results
 from tests.pipelines.processes import command_of, descendants, needs_proc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,3 +138,26 @@ def test_sigterm_interrupts_who_has_no_handler() -> None:
         notebook.terminate()
         output, _ = notebook.communicate(timeout=60)
     assert (notebook.returncode, output) == (0, "interrupted\n")
+
+
+def times(number: int, factor: int) -> int:
+    return number * factor
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pieces_are_drawn_as_tasks_end_so_that_their_giver_can_stop() -> None:
+    drawn: list[int] = []
+
+    def pieces() -> Iterator[int]:
+        for number in range(100):
+            if len(seen) >= 4:
+                return
+            drawn.append(number)
+            yield number
+
+    seen: dict[int, int] = {}
+    for number, result in task_results(times, pieces(), 10, workers=2):
+        seen[number] = result
+        assert len(drawn) <= len(seen) + 2
+    assert seen == {number: 10 * number for number in drawn}
+    assert 4 <= len(seen) <= 6
