@@ -7,6 +7,8 @@
 5. `segment`        model, image bucket    -> tables of masks, predictions, failures, deletions; snapshot
 6. `compare`        MLflow runs            -> one table, one page
 
+Before them, `doctor` examines a raw or prepared dataset, and reports what is wrong with it.
+
 Beside them, on the tables of `segment`: `maintain` drops old masks and merges small files; `export` gives masks to
 other tools.
 

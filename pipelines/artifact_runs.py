@@ -1,4 +1,4 @@
-"""MLflow runs of the stages that can do without, `prepare` and `fit_label_pca`: only where a store is named."""
+"""MLflow runs of the stages that can do without (`prepare`, `fit_label_pca`, `doctor`): only where a store is named."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ class ArtifactRun:
 
     tracking_uri: str | None
     experiment: str
-    job: Literal["prepare", "fit_label_pca"]
+    job: Literal["prepare", "fit_label_pca", "doctor"]
     output: str
     parameters: Mapping[str, Any]
     work: Mapping[str, Any]
@@ -49,8 +49,8 @@ class ArtifactRun:
         from pipelines import tracking
 
         tracking.connect(uri)
-        tag = {"prepare": tracking.DATASET_DIGEST_TAG, "fit_label_pca": tracking.LABEL_PCA_DIGEST_TAG}[self.job]
-        known = tracking.find_runs_by_tag(tag, finished_digest, job=self.job) if finished_digest else []
+        tags = {"prepare": tracking.DATASET_DIGEST_TAG, "fit_label_pca": tracking.LABEL_PCA_DIGEST_TAG}
+        known = tracking.find_runs_by_tag(tags[self.job], finished_digest, job=self.job) if finished_digest else []
         if known:
             tracking.settle(known[0].run_id)
             yield None

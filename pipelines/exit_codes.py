@@ -9,6 +9,8 @@ OUTAGE = 3
 """`segment` stopped because too many images failed: see --max-failure-rate."""
 BUSY = 4
 """Another job is at work on the same tables."""
+UNHEALTHY = 5
+"""`doctor` has written its report, and the dataset has errors (with --strict: or warnings)."""
 INTERRUPTED = 130
 """Ctrl-C or SIGTERM."""
 

@@ -17,7 +17,7 @@ from infra import local_services
 from pipelines import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/nightly.md", "docs/cluster.md")
+DOCUMENTS = ("README.md", "docs/nightly.md", "docs/cluster.md", "docs/doctor.md")
 PLACEHOLDER = re.compile(r"\.\.\.|<\w+>|--help")
 
 

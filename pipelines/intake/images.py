@@ -74,7 +74,7 @@ _OPENERS: Mapping[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
     "BMP": BmpImagePlugin.BmpImageFile,
     "GIF": GifImagePlugin.GifImageFile,
 }
-_TURNS = {
+TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
     4: (Image.Transpose.FLIP_TOP_BOTTOM,),
@@ -83,6 +83,7 @@ _TURNS = {
     7: (Image.Transpose.TRANSVERSE,),
     8: (Image.Transpose.ROTATE_90,),
 }
+"""What brings a picture upright that is stored with an EXIF orientation."""
 # TIFF tags
 _SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE, _COMPRESSION, _PLANAR = 258, 259, 284
@@ -154,7 +155,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
         image.load()
         rgb = to_rgb(image, bits, notes)
         if image.format != "TIFF":  # whose plugin turns the picture while it loads
-            for turn in _TURNS.get(orientation, ()):
+            for turn in TURNS.get(orientation, ()):
                 rgb = rgb.transpose(turn)
         pixels_HW3: NDArray[np.uint8] = np.asarray(rgb)
         note_frames(image, notes)
