@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, 
 from pipelines.fault_points import fault_point
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
+from pipelines.intake.levels import level_counts
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
 from pipelines.store_errors import StoreUnavailableError
 from segcore import Task
@@ -92,7 +94,7 @@ class Statistics:
     def update(self, image: DecodedImage, labels_HW: NDArray[np.uint8]) -> list[int]:
         """Add an image and its label map; returns its own `class_pixels`."""
         self._add_pixels(image)
-        own: list[int] = np.bincount(labels_HW.ravel(), minlength=256)[: len(self.class_pixels_C)].tolist()
+        own: list[int] = level_counts(labels_HW)[: len(self.class_pixels_C)].tolist()
         self.class_pixels_C = _added(self.class_pixels_C, own)
         self.class_images_C = _added(self.class_images_C, [int(count > 0) for count in own])
         return own
@@ -105,7 +107,7 @@ class Statistics:
     def _add_pixels(self, image: DecodedImage) -> None:
         levels = np.arange(256)
         for channel in range(3):
-            counts = np.bincount(image.pixels_HW3[..., channel].ravel(), minlength=256)
+            counts = level_counts(image.pixels_HW3, channel=channel)
             self.channel_sums[channel] += int(counts @ levels)
             self.channel_square_sums[channel] += int(counts @ levels**2)
         self.num_pixels += image.pixels_HW3.shape[0] * image.pixels_HW3.shape[1]
@@ -152,6 +154,7 @@ def prepare_shard(shard: Shard, job: ShardJob) -> ShardRecord:
     """Write one shard's part and record, unless an earlier run has done so. The same bytes whoever writes them."""
     if job.resume and (finished := _finished(shard, job)) is not None:
         return finished
+    cv2.setNumThreads(1)  # the task has one logical CPU; OpenCV would take all cores
     statistics = Statistics.zero(job.num_classes)
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []

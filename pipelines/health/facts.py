@@ -17,6 +17,7 @@ from pipelines.health.hashing import perceptual_hash, thumbnail
 from pipelines.health.pair_faults import Fault, label_fault, orientation_fault, size_fault, value_fault
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels
+from pipelines.intake.levels import level_counts
 from pipelines.store_errors import StoreUnavailableError
 
 DARK_LEVEL, BRIGHT_LEVEL = 8, 247
@@ -131,8 +132,7 @@ def _values(data: bytes, class_table: ClassTable, faults: list[Fault]) -> NDArra
 def _image_facts(image: DecodedImage) -> dict[str, Any]:
     pixels_HW3 = image.pixels_HW3
     gray_HW = np.asarray(cv2.cvtColor(pixels_HW3, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    counts = np.bincount(gray_HW.ravel(), minlength=256)
-    shares, levels = counts / gray_HW.size, np.arange(256) / 255
+    shares, levels = level_counts(gray_HW) / gray_HW.size, np.arange(256) / 255
     brightness = float(shares @ levels)
     return {
         "height": image.height,
@@ -157,7 +157,11 @@ def _is_gray(pixels_HW3: NDArray[np.uint8]) -> bool:
 
 
 def _label_facts(values_HW: NDArray[np.uint8] | NDArray[np.uint16], class_table: ClassTable) -> dict[str, Any]:
-    counts = np.bincount(values_HW.ravel(), minlength=65536)
+    counts = np.zeros(65536, dtype=np.int64)
+    if values_HW.dtype == np.uint8:
+        counts[:256] = level_counts(values_HW.astype(np.uint8, copy=False))
+    else:
+        counts += np.bincount(values_HW.ravel(), minlength=65536)
     present = np.flatnonzero(counts).tolist()
     known = {*class_table.values, *class_table.ignore_values}
     void = int(counts[list(class_table.ignore_values)].sum())
