@@ -19,6 +19,7 @@ from segcore.layers.resize import (
     region_means,
     resize,
     resize_smoothly,
+    scaled_side,
     upsample,
     window,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "region_means",
     "resize",
     "resize_smoothly",
+    "scaled_side",
     "set_batch_norm_momentum",
     "strided_conv",
     "synchronise_batch_norm",

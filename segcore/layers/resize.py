@@ -1,5 +1,7 @@
 """Sizes of maps and images."""
 
+from fractions import Fraction
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +31,25 @@ def resize_smoothly(x_NKhw: Tensor, *, height: int, width: int) -> Tensor:
     if x_NKhw.shape[-2:] == (height, width):
         return x_NKhw
     return F.interpolate(x_NKhw, size=(height, width), mode="bilinear", align_corners=False, antialias=True)
+
+
+def scaled_side(length: int, scale: float) -> int:
+    """The nearest integer to scale * length, of two the even one; 1 at least.
+
+    Raises:
+        ValueError: while a graph is exported, of a scale such as 0.7, which binary numbers only come close to.
+    """
+    if not torch.compiler.is_exporting():
+        return max(1, round(scale * length))
+    share = Fraction(scale)  # in integers, since no file format has Python's `round`
+    if share.denominator > 1024:
+        raise ValueError(
+            f"input scale {scale} is no multiple of 1/1024, and an exported graph cannot round as the network does; "
+            "train with scales such as 0.5 and 0.75"
+        )
+    below, rest = share.numerator * length // share.denominator, share.numerator * length % share.denominator
+    nearest = below + (2 * rest + below % 2 + share.denominator - 1) // (2 * share.denominator)
+    return torch.sym_max(1, nearest)  # type: ignore[return-value]  # of an integer, an integer
 
 
 def pad_to_multiple(images_NKHW: Tensor, multiple: int) -> Tensor:

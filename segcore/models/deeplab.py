@@ -22,7 +22,6 @@ Differences from the papers and their released code, all four:
 """
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from segcore.layers import (
     initialise_convolutions,
     pad_to_multiple,
     resize,
+    scaled_side,
     set_batch_norm_momentum,
     upsample,
 )
@@ -213,7 +213,7 @@ class DeepLabV2(nn.Module):
         height, width = images_N3HW.shape[-2:]
         outputs = []
         for scale in self.input_scales:
-            size = {"height": _scaled(height, scale), "width": _scaled(width, scale)}
+            size = {"height": scaled_side(height, scale), "width": scaled_side(width, scale)}
             outputs.append(self._at_one_size(resize(images_N3HW, height=size["height"], width=size["width"])))
         scores = [resize(output.logits_NCHW, height=height, width=width) for output in outputs]
         fused = scores[0]
@@ -256,16 +256,6 @@ def _summed(in_channels: int, *, rates: tuple[int, ...], kernel_size: int) -> Pr
     return lambda out_channels, bias: SummedScores(
         in_channels, out_channels, rates=rates, kernel_size=kernel_size, bias=bias
     )
-
-
-def _scaled(length: int, scale: float) -> int:
-    """The nearest integer to scale * length, of two the even one; 1 at least."""
-    if not torch.compiler.is_exporting():
-        return max(1, round(scale * length))
-    share = Fraction(scale).limit_denominator(1000)  # in integers, since no file format has Python's `round`
-    below, rest = share.numerator * length // share.denominator, share.numerator * length % share.denominator
-    nearest = below + (2 * rest + below % 2 + share.denominator - 1) // (2 * share.denominator)
-    return torch.sym_max(1, nearest)  # type: ignore[return-value]  # of an integer, an integer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
