@@ -1,0 +1,211 @@
+"""`doctor` and `prepare` against the writers of MosaicML Streaming and LitData, from one folder with as many processes.
+
+    python -m pip install --target PEERS --no-deps mosaicml-streaming litdata "transformers<5" "tokenizers<0.23" \
+        "huggingface_hub<1" regex xxhash Brotli "python-snappy<1" cramjam "zstd<2" catalogue lightning-utilities obstore
+    python benchmarks/doctor_speed.py --peers PEERS [--rounds 3] [--images 1200]
+
+The peers pin other versions of our packages, so that they lie in a folder of their own. Each is measured in two ways:
+`Pillow`, as its documentation shows (files opened by Pillow; the writer copies JPEGs and encodes the label PNGs again),
+and `bytes` (both files are copied as they are). Neither decodes an image or looks at a label; we decode both, check one
+against the other and compute statistics, so that `bytes` shows what all of that costs.
+
+Start-up is taken out for everybody: images per second are those of the images beyond the first eighth.
+"""
+
+import importlib
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import report
+import tyro
+from PIL import Image
+
+from pipelines import storage
+from pipelines.cluster import ray_cluster
+from pipelines.datasets.folder import FolderConfig
+from pipelines.datasets.scenes import CLASSES, draw_scene
+from pipelines.demo_images import jpeg
+from pipelines.doctor import DoctorConfig, examine_dataset
+from pipelines.intake.images import encode_labels_png
+from pipelines.prepare import PrepareConfig, prepare
+
+HEIGHT, WIDTH = 360, 480
+FEW = 8
+"""One in so many images is written to learn what the start costs."""
+CHUNK_BYTES = 2**26
+TARGET = 1.0
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarkConfig:
+    """What is measured."""
+
+    peers: str | None = None
+    """Folder into which the peers were installed; without it they must be importable."""
+    rounds: int = 3
+    """Times that each side runs, after one that is not counted."""
+    images: int = 1200
+    """Pairs, all different."""
+    processes: int = 2
+    """Of each side."""
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measure, print, and write the section of docs/benchmarks.md."""
+    if config.peers:
+        sys.path.insert(0, config.peers)  # in front: they need an older huggingface_hub; here and in processes below
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [config.peers, os.environ.get("PYTHONPATH", "")]))
+    try:
+        versions = [importlib.import_module(name).__version__ for name in ("streaming", "litdata")]
+    except ImportError as error:
+        print(f"left out: {error}; the peers are installed as `python benchmarks/doctor_speed.py --help` says")
+        return
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ray_cluster(num_cpus_needed=config.processes, why=f"{config.processes} workers"),
+        ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool,
+    ):
+        place = Path(scratch)
+        _write_pairs(place / "many", config.images)
+        _write_pairs(place / "few", config.images // FEW)
+        sides = _sides(pool, config.processes)
+        calls: dict[str, Callable[[], object]] = {
+            f"{name}/{amount}": partial(_once, run, place / amount, place / "output")
+            for name, run in sides.items()
+            for amount in ("few", "many")
+        }
+        for call in calls.values():
+            call()  # imports, caches
+        seconds = report.interleaved_seconds(calls, rounds=config.rounds)
+    text = _section(config, list(sides), seconds, versions)
+    print(text)
+    report.write_section("doctor_speed", text)
+
+
+Side = Callable[[Path, Path], object]
+"""Reads the pairs below the first folder and writes into the second."""
+
+
+def _sides(pool: ProcessPoolExecutor, processes: int) -> dict[str, Side]:
+    return {
+        "doctor": partial(_doctor, processes=processes),
+        "prepare": partial(_prepare, processes=processes),
+        "MDSWriter, Pillow": partial(_mds, pool=pool, processes=processes, opened=True),
+        "optimize, Pillow": partial(_litdata, processes=processes, opened=True),
+        "MDSWriter, bytes": partial(_mds, pool=pool, processes=processes, opened=False),
+        "optimize, bytes": partial(_litdata, processes=processes, opened=False),
+    }
+
+
+def _once(run: Side, source: Path, output: Path) -> None:
+    shutil.rmtree(output, ignore_errors=True)
+    run(source, output)
+
+
+def _section(config: BenchmarkConfig, names: list[str], seconds: dict[str, list[float]], versions: list[str]) -> str:
+    more = config.images - config.images // FEW
+    rates = {
+        name: [
+            more / max(many - few, 1e-9)
+            for few, many in zip(seconds[f"{name}/few"], seconds[f"{name}/many"], strict=True)
+        ]
+        for name in names
+    }
+    rows = []
+    for name in names:
+        whole = statistics.median(seconds[f"{name}/many"])
+        ratios = [f"{report.median_ratio(rates[ours], rates[name]):.2f}" for ours in ("doctor", "prepare")]
+        rows.append([name, f"{whole:.1f}", f"{statistics.median(rates[name]):.0f}", *ratios])
+    header = ["side", "all, s", "images/s without start", "doctor / this", "prepare / this"]
+    return f"""## Doctor and prepare against MosaicML Streaming and LitData
+
+{report.table(header, rows)}
+
+{config.images} pairs of {HEIGHT} x {WIDTH} (JPEG, PNG) on a local disk, {config.processes} processes each, medians of
+{config.rounds} rounds in turn; streaming {versions[0]}, litdata {versions[1]}. Target of a ratio: {TARGET:g}. Ray and
+the pool of MDSWriter run before; `optimize` starts its processes itself. `Pillow`: JPEGs are copied, label PNGs decoded
+and encoded again; `bytes`: files are copied. Neither decodes an image or checks a label, as doctor and prepare do."""
+
+
+def _doctor(source: Path, output: Path, *, processes: int) -> None:
+    examine_dataset(DoctorConfig(dataset=_folder(source), output=str(output), workers=processes, recovery_images=0))
+
+
+def _prepare(source: Path, output: Path, *, processes: int) -> None:
+    prepare(PrepareConfig(dataset=_folder(source), output=str(output), workers=processes))
+
+
+def _mds(source: Path, output: Path, *, pool: ProcessPoolExecutor, processes: int, opened: bool) -> None:
+    pairs = _pairs(source)
+    jobs = [pool.submit(_write_mds, str(output / str(n)), pairs[n::processes], opened) for n in range(processes)]
+    for job in jobs:
+        job.result()
+    importlib.import_module("streaming.base.util").merge_index(str(output))
+
+
+def _write_mds(output: str, pairs: list[Pair], opened: bool) -> None:
+    writer = importlib.import_module("streaming").MDSWriter
+    kinds = ("jpeg", "png") if opened else ("bytes", "bytes")
+    with writer(
+        out=output, columns={"name": "str", "image": kinds[0], "label": kinds[1]}, size_limit=CHUNK_BYTES
+    ) as out:
+        for pair in pairs:
+            out.write(_opened(pair) if opened else _bytes(pair))
+
+
+def _litdata(source: Path, output: Path, *, processes: int, opened: bool) -> None:
+    importlib.import_module("litdata").optimize(
+        fn=_opened if opened else _bytes,
+        inputs=_pairs(source),
+        output_dir=str(output),
+        chunk_bytes=CHUNK_BYTES,
+        num_workers=processes,
+        verbose=False,
+    )
+
+
+def _opened(pair: Pair) -> dict[str, Any]:
+    return {"name": Path(pair[0]).stem, "image": Image.open(pair[0]), "label": Image.open(pair[1])}
+
+
+def _bytes(pair: Pair) -> dict[str, Any]:
+    return {"name": Path(pair[0]).stem, "image": Path(pair[0]).read_bytes(), "label": Path(pair[1]).read_bytes()}
+
+
+def _pairs(source: Path) -> list[Pair]:
+    return [
+        (str(image), str(source / "labels" / f"{image.stem}.png")) for image in sorted((source / "images").iterdir())
+    ]
+
+
+def _folder(source: Path) -> FolderConfig:
+    return FolderConfig(
+        images=str(source / "images"), labels=str(source / "labels"), classes=str(source / "classes.json")
+    )
+
+
+def _write_pairs(folder: Path, count: int) -> None:
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for seed in range(count):
+        pixels_HW3, labels_HW = draw_scene(seed, height=HEIGHT, width=WIDTH)
+        (folder / f"images/{seed:05d}.jpg").write_bytes(jpeg(pixels_HW3))
+        (folder / f"labels/{seed:05d}.png").write_bytes(encode_labels_png(labels_HW))
+    classes = {"names": [name for name, _ in CLASSES], "ignore": [255]}
+    storage.write_atomic(str(folder / "classes.json"), storage.json_bytes(classes))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(BenchmarkConfig, description=__doc__))
