@@ -369,7 +369,8 @@ class TestRefusedAtTheStart:
 
     def test_another_network_to_start_from(self, base: TrainConfig, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="to start from has .* of another shape: aspp"):
-            train(dataclasses.replace(base, name="new", start_from=write_model(tmp_path / "model", width=8)))
+            model = write_model(tmp_path / "model", width=8, backbone="mobilenet_v3_small")
+            train(dataclasses.replace(base, name="new", start_from=model))
         assert not Path(base.output, "new", "run.json").exists()
 
     def test_an_output_that_cannot_be_written(self, base: TrainConfig, tmp_path: Path) -> None:

@@ -91,12 +91,13 @@ def write_model(
     seed: int = 0,
     class_names: tuple[str, ...] = CLASS_NAMES,
     width: int = 16,
+    backbone: str = "xception39",
     inference: InferenceConfig | None = None,
 ) -> str:
     """Write a model folder with random weights, whose class maps vary within an image; returns its path."""
     torch.manual_seed(seed)
     network = DeepLabV3PlusConfig(
-        backbone="xception39",
+        backbone=backbone,
         output_stride=32,
         aspp_channels=width,
         low_level_channels=8,

@@ -113,7 +113,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], Any], ...]] = {
     "scenes": (lambda folder: ScenesConfig(num_train=6, num_val=2, height=120, width=160),),
 }
 """Each importer with its fake dataset, once for every way in which it reads labels."""
-WITHOUT_LABEL_FILES = {"class_folders", "label_crops", "object_crops"}
+WITHOUT_LABEL_FILES = {"class_folders", "label_crops", "mixed", "object_crops"}
 CASES = [
     pytest.param(name, config_of, id=f"{name}-{index}")
     for name, kinds in CONFIGS.items()
