@@ -41,7 +41,7 @@ def main(parse: Callable[[], T], stage: Callable[[T], Result]) -> NoReturn:
     """
     line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S")
-    for noisy in ("ray.data", "ray.train", "mlflow", "alembic", "botocore", "aiobotocore", "fsspec", "s3fs"):
+    for noisy in ("ray.data", "ray.train", "mlflow", "alembic", "botocore", "aiobotocore", "fsspec", "s3fs", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")  # ray's own deprecations, not the user's
     signal.signal(signal.SIGTERM, signal.default_int_handler)

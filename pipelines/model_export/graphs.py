@@ -70,10 +70,9 @@ def graph_bytes(bundle: ModelBundle, *, file_format: str, metadata: dict[str, An
         program = export_program(model)
         data = _WRITERS[file_format](program, metadata)
     except Exception as error:  # PyTorch and its ONNX exporter raise anything
-        reason = str(error).strip().partition("\n")[0][:300]
         raise ValueError(
-            f"{network} cannot be exported to {file_format}: {type(error).__name__}: {reason}; choose another format, "
-            "or --format hf, which takes every network (docs/export.md has a table)"
+            f"{network} cannot be exported to {file_format}: {_root(error)}; choose another format, or --format hf, "
+            "which takes every network (docs/export.md has a table)"
         ) from error
     parities = compare(bundle, _RUNNERS[file_format](data))
     for parity in parities:
@@ -84,6 +83,13 @@ def graph_bytes(bundle: ModelBundle, *, file_format: str, metadata: dict[str, An
                 "nothing was exported: choose another format"
             )
     return data, parities
+
+
+def _root(error: BaseException) -> str:
+    """What went wrong first, in one line: PyTorch's exporters wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def compare(bundle: ModelBundle, run: Run) -> list[Parity]:

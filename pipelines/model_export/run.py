@@ -57,8 +57,7 @@ def export_model(config: ModelExportConfig) -> ModelExportResult:
     storage.check_writable(output)
     if storage.exists(storage.join(output, manifests.MANIFEST)):
         return _finished(output, stated)
-    title = resolved.model_uri.rstrip("/").removeprefix(tracking.MODELS_PREFIX)
-    card = _card(bundle, evaluated, title=title)
+    card = _card(bundle, evaluated, title=_title(resolved.model_uri))
     if config.format == "hf":
         files, more = hugging_face_files(bundle, card_markdown=card), {"digest": bundle.digest}
     else:
@@ -80,6 +79,14 @@ def export_model(config: ModelExportConfig) -> ModelExportResult:
     }
     manifests.write_manifest(output, kind=MODEL_KIND if config.format == "hf" else KIND, content=content)
     return _result(output, content)
+
+
+def _title(model_uri: str) -> str:
+    """`street/3` of a registered version; of a folder such as runs/street/model its run, and not where it lies."""
+    if model_uri.startswith(tracking.MODELS_PREFIX):
+        return model_uri.removeprefix(tracking.MODELS_PREFIX)
+    parts = [part for part in model_uri.split("/") if part]
+    return parts[-2] if parts[-1] == "model" and len(parts) > 1 else parts[-1]
 
 
 def _card(bundle: ModelBundle, evaluated: EvaluatedScores | None, *, title: str) -> str:

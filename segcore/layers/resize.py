@@ -95,7 +95,7 @@ def _mirrored(length: int, *, before: int, total: int) -> Tensor:
     if length == 1:
         return torch.zeros_like(position)
     period = 2 * (length - 1)
-    position = position.remainder(period)
+    position = position.remainder(torch.full_like(position, period))  # ONNX takes no remainder of a size as it is
     return torch.minimum(position, period - position)
 
 

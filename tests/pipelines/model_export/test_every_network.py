@@ -10,11 +10,12 @@ from torch import nn
 from pipelines.checkpoints import ModelBundle, load_model
 from pipelines.model_export.graphs import CHECKED_SIZES, TOLERANCE, graph_bytes
 from segcore.layers import DUpsample, recompute_batch_norm
-from segcore.models import MODELS, blank_model, needed_label_pca
+from segcore.models import MODELS, blank_model
 from tests.pipelines.tiny_inputs import CLASS_NAMES, save_tiny_model
 from tests.segcore.models.test_contract import CASES
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "export.md"
+SCORING = nn.Conv2d | nn.ConvTranspose2d | DUpsample
 CHOSEN = [*MODELS, "deeplab_v3plus, no decoder", "deeplab_v3plus, dupsample"]
 """Of each network its first case; and a backbone with TensorFlow's padding, and a data-dependent decoder."""
 
@@ -29,23 +30,25 @@ def test_the_table_has_every_network() -> None:
     assert list(documented()) == sorted(MODELS)
 
 
-def _noise(num_images: int) -> torch.Tensor:
+def _noise(num_images: int, height: int, width: int) -> torch.Tensor:
     """Uniform noise as the check of an export shows it, normalised about as its model card says."""
-    return (torch.rand(num_images, 3, 224, 288) - 0.45) / 0.225
+    return (torch.rand(num_images, 3, height, width) - 0.45) / 0.225
 
 
 def _bundle(name: str, folder: Path) -> ModelBundle:
     """A network with random weights whose activations and scores are of the size of a trained one's."""
     torch.manual_seed(0)
     model = blank_model(CASES[name], len(CLASS_NAMES))
-    recompute_batch_norm(model, [_noise(4) for _ in range(3)])
+    recompute_batch_norm(model, [_noise(4, 224, 288) for _ in range(3)])
     head = model.eval().get_submodule("head")
+    weights = [layer.get_parameter("weight") for layer in head.modules() if isinstance(layer, SCORING)]
+    blank = [weight for weight in weights if not weight.any()]  # FCN's scores, and a basis that is still to be loaded
     with torch.no_grad():
-        if needed_label_pca(CASES[name]) is not None:
-            head.get_submodule("dupsample").get_parameter("weight").normal_()
-        largest = float(model(_noise(2)).logits_NCHW.abs().max())
-        *_, last = (layer for layer in head.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | DUpsample))
-        last.get_parameter("weight").mul_(5 / largest)
+        for weight in blank:
+            weight.normal_()
+        largest = max(float(model(_noise(*size)).logits_NCHW.abs().max()) for size in CHECKED_SIZES)
+        for weight in blank or weights[-1:]:
+            weight.mul_(5 / largest)
     return load_model(save_tiny_model(folder, CASES[name], model))
 
 

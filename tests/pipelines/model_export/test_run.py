@@ -72,7 +72,7 @@ def test_a_hugging_face_folder_has_that_layout_and_no_pickle(model: str, tmp_pat
     assert (tuple(values["image_mean"]), tuple(values["image_std"])) == (card.mean, card.std)
     assert (values["rescale_factor"], values["do_resize"]) == (1 / 255, False)
     header, _, text = (tmp_path / "README.md").read_text().removeprefix("---\n").partition("---\n\n")
-    assert "pipeline_tag: image-segmentation\n" in header and text.startswith("# ")
+    assert "pipeline_tag: image-segmentation\n" in header and text.startswith(f"# {Path(model).parent.name}\n")
 
 
 def test_a_changed_folder_is_refused(model: str, tmp_path: Path) -> None:
@@ -124,7 +124,10 @@ def test_a_network_that_cannot_be_traced_is_refused(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(program: object, metadata: object) -> bytes:
-        raise RuntimeError("no such operator: x\nand much more")
+        try:
+            raise RuntimeError("no such operator: x\nand much more")
+        except RuntimeError as cause:
+            raise ValueError("a page of advice") from cause
 
     monkeypatch.setattr(graphs, "export_program", lambda model: None)
     monkeypatch.setitem(graphs._WRITERS, "onnx", failing)
