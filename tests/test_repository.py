@@ -327,13 +327,16 @@ def test_every_import_has_a_declared_dependency() -> None:
 
 def _within_functions(tree: ast.AST) -> Iterator[ast.AST]:
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    return (inner for function in functions for inner in ast.walk(function))
+    return (inner for function in functions for inner in ast.walk(function) if _modules(inner))
 
 
 def _undeclared(imported: set[str], declared: set[str]) -> set[str]:
-    distributions = packages_distributions()
+    distributions = _distributions()
     foreign = imported - set(sys.stdlib_module_names) - {"segcore", "pipelines"}
     return {name for name in foreign if not declared & {one.lower() for one in distributions.get(name, [name])}}
+
+
+_distributions = cache(packages_distributions)
 
 
 def test_an_import_without_a_dependency_is_found() -> None:
