@@ -30,7 +30,7 @@ from pipelines.datasets.scenes import ScenesConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe, find_recipe
 from pipelines.train import TrainConfig, train
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.networks import build_network
 from segcore.optim import build_optimiser, poly_schedule
 

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import scipy.ndimage
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -192,6 +191,8 @@ def border_weights(labels_NHW: Tensor, *, sigma_px: float, background: int | Non
 
 
 def _border_weights(labels_HW: NDArray[np.uint8], sigma_px: float, background: int | None) -> NDArray[np.float32]:
+    import scipy.ndimage  # half a second that only a training with this weight need spend
+
     reach_px = math.ceil(BORDER_REACH * sigma_px)
     nearest_HW, second_HW = (np.full(labels_HW.shape, np.inf) for _ in range(2))
     for value in set(np.unique(labels_HW).tolist()) - {IGNORE_INDEX, background}:

@@ -30,7 +30,8 @@ from pipelines.evaluation.page import (
     overview,
     protocol_section,
 )
-from pipelines.evaluation.scoring import SplitScores, class_maps, decode_pair, read_rows
+from pipelines.evaluation.scoring import SplitScores, class_maps, decode_pair
+from pipelines.evaluation.slices import read_rows
 from pipelines.evaluation.tables import (
     Summary,
     calibration_table,

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from pipelines.cluster import worker_environment
 from pipelines.ensembles import MemberModel, load_member
+from pipelines.evaluation.slices import PLACE, cut_slices, read_slice
 from pipelines.fault_points import fault_point
-from pipelines.shards import PreparedDataset, read_part
+from pipelines.shards import PreparedDataset
 from pipelines.training.batches import decoded, decoding_threads, ordered_ahead
 from segcore.boundaries import BoundaryConfig
 from segcore.inference import Member, predict_ensemble, prepare
@@ -53,17 +54,7 @@ are null where every pixel is ignored. The lists have one entry per class, in pi
 the scores of these images (`segcore.metrics.scores_of_counts` of the last three). `intersection` is `intersection_C`,
 and `union` follows too: older readers know them."""
 
-_PLACE = [pa.field("part", pa.int32()), pa.field("row", pa.int32())]
-_ENCODED_SCHEMA = pa.schema(
-    [
-        *_PLACE,
-        pa.field("image_id", pa.string()),
-        pa.field("image", pa.binary()),
-        pa.field("label", pa.binary()),
-        pa.field("error", pa.string()),
-    ]
-)
-_SCORED_SCHEMA = pa.schema([*_PLACE, *IMAGES_SCHEMA])
+_SCORED_SCHEMA = pa.schema([*PLACE, *IMAGES_SCHEMA])
 _CHUNK_SCHEMA = pa.schema(
     [
         pa.field("protocol", pa.string()),
@@ -78,8 +69,6 @@ _CHUNK_SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-MAX_SLICE_ROWS = 64
-SLICES_PER_WORKER = 4
 DECODING_THREADS = 2
 
 
@@ -170,7 +159,7 @@ def score_split(
     )
     work = ray.data.from_items(slices, override_num_blocks=len(slices))
     encoded = work.map_batches(
-        partial(_read_slice, dataset=dataset, split=split),
+        partial(read_slice, dataset=dataset, split=split),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0.5,  # reading waits more than it works; and Ray Data would fuse it into the actors if it asked for 1
@@ -201,39 +190,6 @@ def score_split(
         )
         for name in protocols
     }
-
-
-def cut_slices(part_rows: list[int], *, workers: int, batch_size: int) -> list[dict[str, int]]:
-    """Rows `start..stop` of each part: few enough that every worker gets several slices, so that none waits at the end.
-
-    Slices begin at multiples of `batch_size` within their part: the images of one forward pass, whose sums may round
-    differently in other company, are then the same for any number of workers.
-    """
-    wanted = -(-sum(part_rows) // (SLICES_PER_WORKER * workers))
-    rows = -(-min(max(wanted, 1), MAX_SLICE_ROWS) // batch_size) * batch_size
-    return [
-        {"part": part, "start": start, "stop": min(start + rows, num_rows)}
-        for part, num_rows in enumerate(part_rows)
-        for start in range(0, num_rows, rows)
-    ]
-
-
-def read_rows(dataset: PreparedDataset, split: str, *, part: int, start: int, stop: int) -> pa.Table:
-    """Encoded rows of one verified shard, with their place."""
-    table = read_part(dataset, dataset.splits[split].parts[part], columns=("image_id", "image", "label"))
-    rows = table.slice(start, stop - start)
-    rows = rows.add_column(0, "row", pa.array(range(start, start + rows.num_rows), pa.int32()))
-    return rows.add_column(0, "part", pa.array([part] * rows.num_rows, pa.int32()))
-
-
-def _read_slice(work: pa.Table, *, dataset: PreparedDataset, split: str) -> pa.Table:
-    """What is wrong with a shard travels in `error`: an exception would reach the driver without its type."""
-    item = work.to_pylist()[0]
-    try:
-        rows = read_rows(dataset, split, part=item["part"], start=item["start"], stop=item["stop"])
-    except ValueError as error:
-        return pa.Table.from_pylist([{"error": str(error)}], schema=_ENCODED_SCHEMA)
-    return rows.append_column("error", pa.nulls(rows.num_rows, pa.string())).cast(_ENCODED_SCHEMA)
 
 
 @dataclass(slots=True)
@@ -278,7 +234,7 @@ class Scorer:
         self.warm: set[str] = set()
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Score a table of `_ENCODED_SCHEMA`.
+        """Score a table of `ENCODED_SCHEMA`.
 
         Returns:
             A row per protocol: its name, `counts` (`SegmentationCounts.flat`), `images` (an Arrow stream of

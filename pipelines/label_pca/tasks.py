@@ -6,7 +6,7 @@ yielded before is not counted twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from segcore.label_krylov import coarse_labels
 from segcore.label_pca import LabelPCA
 from segcore.label_recovery import Recovery, RecoveryCurve
 from segcore.label_rows import LabelRows
-from segcore.label_solvers import LearnConfig, learn_code_of_rows
+
+if TYPE_CHECKING:
+    from segcore.label_solvers import LearnConfig
 
 Arrays = dict[str, NDArray[np.integer]]
 
@@ -90,13 +92,15 @@ def learn_labels(
     solver: str,
     block_side: int,
     num_components: int,
-    config: LearnConfig,
+    config: "LearnConfig",
 ) -> Iterator[int | LabelCode]:
     """Learn a code of the blocks of these parts: yields the rows of each part, and last the code.
 
     Raises:
         ValueError: as `count_blocks`, or no label block has a valid pixel.
     """
+    from segcore.label_solvers import learn_code_of_rows  # PyTorch, which tasks that only count do without
+
     rows = LabelRows.zero(block_side, dataset.num_classes)
     for part in parts:
         _for_each_label(dataset, part, rows.update)

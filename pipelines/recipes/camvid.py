@@ -11,7 +11,7 @@ from dataclasses import replace
 from pipelines.recipes import published
 from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (
     DeepLabV3PlusConfig,

@@ -9,7 +9,7 @@ begins the whole ENet or ESPNet. None has been run here.
 
 from pipelines.recipes import published
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (
     DeepLabV2Config,

@@ -5,7 +5,7 @@ are ours; the segmentation recipe on the same backbone then takes `--weights OUT
 """
 
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import ClassificationAugmentConfig
+from segcore.augment_config import ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.optim import OptimConfig
 

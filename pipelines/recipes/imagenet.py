@@ -6,7 +6,7 @@ days of GPU time. The learning rate follows our poly schedule, where the papers 
 """
 
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import ClassificationAugmentConfig
+from segcore.augment_config import ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.optim import OptimConfig
 

@@ -4,7 +4,7 @@ Lay a split out as `train/CLASS/*.jpg` and `val/CLASS/*.jpg` and prepare it with
 """
 
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import ClassificationAugmentConfig
+from segcore.augment_config import ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.optim import OptimConfig
 

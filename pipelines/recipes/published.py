@@ -12,7 +12,7 @@ DFANet.
 from dataclasses import replace
 
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.dense_crf import DenseCRFConfig
 from segcore.inference import InferenceConfig
 from segcore.models import (

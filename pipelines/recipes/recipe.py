@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from segcore import Task
-from segcore.augment import AugmentConfig, ClassificationAugmentConfig
+from segcore.augment_config import AugmentConfig, ClassificationAugmentConfig
 from segcore.class_balance import SamplingConfig
 from segcore.classifier import ClassifierConfig
 from segcore.copy_paste import CopyPasteConfig

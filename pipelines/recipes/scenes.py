@@ -1,7 +1,7 @@
 """Recipes on `scenes`, the generated street-like pictures of the demo: both decoders on one small backbone."""
 
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.models import DeepLabV3PlusConfig, DUpsampleConfig, DUpsamplingConfig, ModelConfig
 from segcore.optim import OptimConfig
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pipelines.recipes import published
 from pipelines.recipes.recipe import Recipe
 from pipelines.recipes.small_camvid import small
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.inference import InferenceConfig
 from segcore.models import DeconvNetConfig, SegNetConfig
 

@@ -16,7 +16,7 @@ known.
 from pipelines.recipes import published
 from pipelines.recipes.dupsampling_tables import bilinear, proposed, vanilla
 from pipelines.recipes.recipe import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.models import (
     DeepLabV1Config,
     DeepLabV2Config,

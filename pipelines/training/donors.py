@@ -13,7 +13,8 @@ import torch
 from pipelines import storage
 from pipelines.shards import PreparedDataset
 from pipelines.training.batches import Pair, Row, decoded
-from segcore.augment import AugmentConfig, augment
+from segcore.augment import augment
+from segcore.augment_config import AugmentConfig
 from segcore.copy_paste import CopyPasteConfig, paste_classes
 
 Draw = Callable[[Row, torch.Generator], Pair]

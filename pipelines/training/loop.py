@@ -36,7 +36,7 @@ from pipelines.training.worker import (
     start_worker,
 )
 from segcore import IGNORE_INDEX
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.backbones import BACKBONES
 from segcore.layers import recompute_batch_norm
 from segcore.models import SegmentationModel

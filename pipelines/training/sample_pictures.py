@@ -12,7 +12,8 @@ from pipelines.pictures import Panel, colourise, png_bytes, strip
 from pipelines.serving import ServedModel
 from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
 from segcore import Task
-from segcore.augment import ClassificationAugmentConfig, centre_crop
+from segcore.augment import centre_crop
+from segcore.augment_config import ClassificationAugmentConfig
 
 
 def sample_pictures(bundle: ModelBundle, dataset: PreparedDataset, *, split: str, count: int) -> dict[str, bytes]:

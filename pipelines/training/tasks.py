@@ -22,7 +22,8 @@ from torch import Tensor
 from pipelines.checkpoints import InputPolicy
 from pipelines.training.batches import decoded, decoded_image
 from segcore import Task
-from segcore.augment import AugmentConfig, ClassificationAugmentConfig, augment, centre_crop, random_resized_crop
+from segcore.augment import augment, centre_crop, random_resized_crop
+from segcore.augment_config import AugmentConfig, ClassificationAugmentConfig
 from segcore.metrics import NUM_COUNTS, classification_counts, classification_scores, confusion_matrix, scores
 from segcore.models import SegmentationOutput
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipelines.datasets.class_folders import ClassFoldersConfig
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.recipes import Recipe
-from segcore.augment import ClassificationAugmentConfig
+from segcore.augment_config import ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.optim import OptimConfig
 from tests.data.class_folders.make import make_class_folders

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipelines import storage
 from pipelines.manifests import MANIFEST
 from pipelines.recipes import Recipe
-from segcore.augment import AugmentConfig
+from segcore.augment_config import AugmentConfig
 from segcore.models import DeepLabV3PlusConfig
 from segcore.optim import OptimConfig
 from tests.pipelines.tiny_inputs import random_pairs, write_dataset

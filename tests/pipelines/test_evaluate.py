@@ -21,7 +21,8 @@ from pipelines.checkpoints import load_model
 from pipelines.ensembles import MemberModel, ensemble_digest, find_members, load_member
 from pipelines.evaluate import EvaluateConfig, EvaluateResult, evaluate
 from pipelines.evaluation.report import choose_examples
-from pipelines.evaluation.scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, cut_slices, image_counts, read_rows
+from pipelines.evaluation.scoring import IMAGES_SCHEMA, Scorer, ScoringConfig, image_counts
+from pipelines.evaluation.slices import cut_slices, read_rows
 from pipelines.manifests import read_manifest
 from pipelines.shards import open_dataset
 from segcore import IGNORE_INDEX

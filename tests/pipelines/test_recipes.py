@@ -13,7 +13,7 @@ from torch import nn
 
 from pipelines.recipes import RECIPES, Recipe, find_recipe, recipe_list, recipe_to_dict
 from pipelines.train import TrainConfig, parse_command_line
-from segcore.augment import AugmentConfig, ClassificationAugmentConfig
+from segcore.augment_config import AugmentConfig, ClassificationAugmentConfig
 from segcore.classifier import ClassifierConfig
 from segcore.cost import count_multiply_adds
 from segcore.models import MODELS, DeconvNetConfig, DUpsamplingConfig, ModelConfig, at_output_stride, meta_model

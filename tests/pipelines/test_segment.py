@@ -475,7 +475,7 @@ def test_bad_inputs_are_refused_with_what_to_do(config: SegmentConfig, tmp_path:
 def test_a_killed_worker_and_a_killed_driver_lose_and_double_nothing(
     config: SegmentConfig, tmp_path: Path, ray_session: None
 ) -> None:
-    names = write_images(config.images, 90)
+    names = write_images(config.images, 40)
     Path(config.images, "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     names.append("broken.jpg")
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from segcore import IGNORE_INDEX
-from segcore.augment import AugmentConfig, ClassificationAugmentConfig, augment, centre_crop, random_resized_crop
+from segcore.augment import augment, centre_crop, random_resized_crop
+from segcore.augment_config import AugmentConfig, ClassificationAugmentConfig
 
 GREY = (120, 121, 122)
 

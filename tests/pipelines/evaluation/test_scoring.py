@@ -10,7 +10,8 @@ import torch
 from pipelines import tracking
 from pipelines.ensembles import MemberModel, find_members
 from pipelines.evaluation.protocols import protocol_members
-from pipelines.evaluation.scoring import Scorer, ScoringConfig, image_counts, read_rows
+from pipelines.evaluation.scoring import Scorer, ScoringConfig, image_counts
+from pipelines.evaluation.slices import read_rows
 from pipelines.shards import open_dataset
 from segcore.inference import InferenceConfig
 from segcore.metrics import class_counts

@@ -9,7 +9,8 @@ import torch
 from pipelines.shards import SHARD_SCHEMA, PreparedDataset, open_dataset, parquet_bytes, read_part
 from pipelines.training.batches import Pair, Row, decoded
 from pipelines.training.donors import Draw, pasting
-from segcore.augment import AugmentConfig, augment
+from segcore.augment import augment
+from segcore.augment_config import AugmentConfig
 from segcore.copy_paste import CopyPasteConfig
 from tests.pipelines.learnable_dataset import write_learnable_dataset
 
