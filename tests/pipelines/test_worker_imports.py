@@ -1,4 +1,4 @@
-"""What Ray's worker processes import: PyTorch only where a network runs, torchvision only where images are augmented."""
+"""What Ray's worker processes import: PyTorch only where a network runs, torchvision only to augment images."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ WITHOUT_A_NETWORK = (
     "prepare_shard",
     "training.rows",
 )
-"""Modules of the functions that Ray's tasks run, those that need no network. Every worker process imports one of them."""
+"""Modules of the functions that Ray's tasks run, those that need no network; each worker process imports one."""
 
 
 @pytest.mark.parametrize(
