@@ -44,6 +44,7 @@ from pipelines.health.prepared import PreparedConfig, list_prepared
 from pipelines.health.recovery import BLOCK_SIDES, RECOVERY_SCHEMA, choose_sample, recovery_bounds
 from pipelines.health.report import PICTURES_SHOWN, doctor_page
 from pipelines.health.survey import Survey, survey_of
+from pipelines.palettes import PaletteChoice, shown_palette
 from pipelines.progress import progress
 from pipelines.shards import parquet_bytes
 from pipelines.store_errors import StoreUnavailableError
@@ -72,6 +73,8 @@ class DoctorConfig:
     """Folder or URI of the report: new, empty, or that of an earlier report, which is replaced."""
     strict: bool = False
     """End with exit code 5 on warnings too."""
+    palette: PaletteChoice = "distinct"
+    """Colours of the classes on the page, as for `prepare`."""
     recovery_images: int = 32
     """Labels that fit, and as many that score, what enlargement leaves of labels; 0 leaves it out."""
     limits: Limits = field(default_factory=Limits)
@@ -271,11 +274,14 @@ def _page(
     named = {image_id for ids in wanted for image_id in ids}
     by_id = {sample.image_id: sample for sample in listing.samples if sample.image_id in named}
     pieces: Iterator[tuple[Sample, ...]] = (tuple(by_id[image_id] for image_id in ids) for ids in sorted(wanted))
+    own = listing.class_table
+    palette = shown_palette(own.palette, choice=config.palette, given=listing.palette_given)
+    table = dataclasses.replace(own, palette=palette)
     pictures: dict[tuple[str, ...], Drawn | None] = {
         tuple(sample.image_id for sample in samples): drawn
-        for samples, drawn in task_results(draw, pieces, listing.read, listing.class_table, workers=config.workers)
+        for samples, drawn in task_results(draw, pieces, listing.read, table, workers=config.workers)
     }
-    return doctor_page(survey, findings, recovery, some, pictures, name=listing.name, judged=judged)
+    return doctor_page(survey, findings, recovery, some, pictures, name=listing.name, palette=palette, judged=judged)
 
 
 def _pictured(finding: Finding) -> list[tuple[str, ...]]:

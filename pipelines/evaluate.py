@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 KIND = "evaluation"
 LOGGED_FILES = (
-    *("scores.json", "confusion.png", "iou.png", "trimaps.png", "reliability.png", "protocols.png"),
+    *("scores.json", "confusion.png", "iou.png", "trimaps.png", "reliability.png", "protocols.png", "learning.png"),
     *("protocols.parquet", "groups.parquet", "images.parquet", "index.html"),
 )
 """To MLflow, those of them that there are."""
@@ -198,7 +198,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         work={"output": config.output, "identity": identity},
     ) as run:
         run.log_dataset(dataset.uri, digest=dataset.digest, split=config.split, context="evaluation")
-        return _evaluate(config, protocols, dataset, groups, run, identity, name)
+        return _evaluate(config, protocols, dataset, groups, run, identity, name, trainings)
 
 
 def _identity(
@@ -276,6 +276,7 @@ def _evaluate(
     run: tracking.TrackedRun,
     identity: dict[str, Any],
     name: str,
+    trainings: Sequence[tracking.RunRecord | None],
 ) -> EvaluateResult:
     results = _score(config, protocols, dataset, name)
     fault_point("evaluate.scored")
@@ -306,6 +307,7 @@ def _evaluate(
         origins=origins,
         examples=examples,
         groups=_image_groups(config, result, groups),
+        learning=_learning(trainings),
     )
     _log(run, config, named, speeds, files)
     content = {
@@ -324,6 +326,16 @@ def _evaluate(
     }
     write_manifest(config.output, kind=KIND, content=content)
     return _result(config.output, content)
+
+
+def _learning(
+    trainings: Sequence[tracking.RunRecord | None],
+) -> list[tuple[str, dict[str, list[tuple[int, float]]]]]:
+    """Names of the trainings that MLflow knows, and how they went."""
+    from pipelines.charts import LEARNING_METRICS  # matplotlib takes a second
+
+    known = [training for training in trainings if training is not None]
+    return [(each.name, tracking.metric_histories(each.run_id, LEARNING_METRICS)) for each in known]
 
 
 def _image_groups(config: EvaluateConfig, result: "SplitScores", groups: dict[str, str] | None) -> list[ImageGroup]:

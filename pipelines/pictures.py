@@ -1,4 +1,4 @@
-"""Pictures of labels, predictions and scores: arrays in, arrays or PNG and JPEG out. Equal input gives equal bytes."""
+"""Pictures of labels and predictions: arrays in, arrays or PNG and JPEG out. Equal input gives equal bytes."""
 
 import io
 from collections.abc import Sequence
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,14 +20,6 @@ HATCH_GREY = 96
 WRONG_COLOUR = (224, 49, 49)
 CAPTION_PX = 13
 GAP_PX = 6
-CHART_DPI = 160
-MAX_ANNOTATED_CLASSES = 25
-"""Above this, the numbers in a confusion matrix's cells would overlap."""
-MAX_CLASSES_NAMED = 20
-"""In the legend of `trend_chart`, which would be higher than the chart."""
-SMALLEST_SHARE_NAMED = 0.005
-MAX_NIGHTS_NAMED = 15
-SERIES_COLOURS = ("#3b6fd4", "#e8833a", "#2f9e63", "#a855c7", "#c2394b", "#0e9aa7", "#8a6d3b", "#6b7280")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +134,44 @@ def strip(panels: Sequence[Panel]) -> Pixels:
     return np.concatenate(columns, axis=1)
 
 
+def with_legend(pixels_HW3: Pixels, class_names: Sequence[str], palette: Palette, *, classes: Sequence[int]) -> Pixels:
+    """A picture on white above the names of classes, each beside its colour, in rows as wide as the picture.
+
+    Args:
+        pixels_HW3: RGB picture, usually a `strip` of overlays.
+        class_names: C names.
+        palette: C colours.
+        classes: those named, in order; `IGNORE_INDEX` among them names the hatch of ignored pixels.
+    """
+    font = ImageFont.load_default(CAPTION_PX)
+    entries = [("ignored" if index == IGNORE_INDEX else class_names[index], index) for index in classes]
+    rows: list[list[tuple[str, int, int]]] = [[]]
+    used_px, width_px = GAP_PX, pixels_HW3.shape[1]
+    for name, index in entries:
+        entry_px = CAPTION_PX + GAP_PX // 2 + int(font.getlength(name)) + 2 * GAP_PX
+        if rows[-1] and used_px + entry_px > width_px:
+            rows.append([])
+            used_px = GAP_PX
+        rows[-1].append((name, index, used_px))
+        used_px += entry_px
+    row_px = CAPTION_PX + GAP_PX
+    canvas = Image.new("RGB", (width_px, row_px * len(rows) + GAP_PX), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, row in enumerate(rows):
+        top = GAP_PX + number * row_px
+        for name, index, left in row:
+            swatch = colourise(np.full((CAPTION_PX, CAPTION_PX), index, dtype=np.uint8), palette)
+            canvas.paste(Image.fromarray(swatch), (left, top))
+            draw.rectangle((left, top, left + CAPTION_PX - 1, top + CAPTION_PX - 1), outline=(120, 120, 120))
+            draw.text((left + CAPTION_PX + GAP_PX // 2, top - 1), name, fill=(30, 30, 30), font=font)
+    return np.concatenate([pixels_HW3, np.asarray(canvas, dtype=np.uint8)])
+
+
+def classes_in(*masks_HW: NDArray[np.integer]) -> list[int]:
+    """Every class of some masks, increasing; `IGNORE_INDEX` last."""
+    return sorted({int(index) for mask_HW in masks_HW for index in np.unique(mask_HW)})
+
+
 def png_bytes(pixels: Pixels) -> bytes:
     """Encode RGB (H, W, 3) or grey (H, W) pixels without loss."""
     buffer = io.BytesIO()
@@ -179,183 +207,6 @@ def jpeg_bytes(pixels_HW3: Pixels, *, quality: int = 88) -> bytes:
     buffer = io.BytesIO()
     # subsampling=0: thin coloured lines survive. Not optimize=True: Pillow's buffer is then too small for noise.
     Image.fromarray(pixels_HW3).save(buffer, format="JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def confusion_heat_map(confusion_CC: NDArray[np.integer], class_names: Sequence[str]) -> bytes:
-    """PNG of a confusion matrix: where the pixels of each true class went, in percent of its row.
-
-    Args:
-        confusion_CC: pixels, rows truth, columns prediction.
-        class_names: C names. Rows of classes that never occur stay empty.
-
-    Raises:
-        ValueError: the matrix and the names do not match.
-    """
-    num_classes = len(class_names)
-    if confusion_CC.shape != (num_classes, num_classes):
-        raise ValueError(f"a confusion matrix of shape {confusion_CC.shape} and {num_classes} class names do not match")
-    truth_C1 = confusion_CC.sum(axis=1, keepdims=True).astype(np.float64)
-    rate_CC = np.where(truth_C1 > 0, 100 * confusion_CC / np.maximum(truth_C1, 1), np.nan)
-    side_inches = float(np.clip(0.42 * num_classes + 2.0, 4.5, 22.0))
-    figure = Figure(figsize=(side_inches + 0.6, side_inches), dpi=CHART_DPI)
-    axes = figure.add_subplot()
-    axes.set_facecolor("#ececec")
-    cells = axes.pcolormesh(
-        np.ma.masked_invalid(rate_CC), cmap="Blues", vmin=0, vmax=100, edgecolors="white", linewidth=0.8
-    )
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    font_size = 8 if num_classes <= MAX_ANNOTATED_CLASSES else max(2.5, 8 * MAX_ANNOTATED_CLASSES / num_classes)
-    centres = np.arange(num_classes) + 0.5
-    axes.set_xticks(centres, class_names, rotation=50, ha="right", rotation_mode="anchor", fontsize=font_size)
-    axes.set_yticks(centres, class_names, fontsize=font_size)
-    axes.set_xlabel("predicted class", fontsize=9)
-    axes.set_ylabel("true class", fontsize=9)
-    axes.set_title("Where the pixels of each true class went (% of its row)", fontsize=10, loc="left")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    if num_classes <= MAX_ANNOTATED_CLASSES:
-        _annotate(axes, rate_CC)
-    bar = figure.colorbar(cells, ax=axes, shrink=0.5, pad=0.02, aspect=25)
-    bar.ax.tick_params(labelsize=8, length=0)
-    bar.outline.set_visible(False)
-    return chart_bytes(figure)
-
-
-def iou_chart(series: Sequence[tuple[str, NDArray[np.floating]]], class_names: Sequence[str]) -> bytes:
-    """PNG of per-class IoU as horizontal bars, one colour per series; best class of the first series on top.
-
-    Args:
-        series: name and iou_C (fractions, NaN where a class does not occur) of each model.
-        class_names: C names.
-
-    Raises:
-        ValueError: there is no series, or one does not have C values.
-    """
-    if not series or any(len(values) != len(class_names) for _, values in series):
-        found = [len(values) for _, values in series]
-        raise ValueError(f"series of {found} values and {len(class_names)} class names do not match")
-    order = np.argsort(-np.nan_to_num(series[0][1], nan=-1.0), kind="stable")
-    bar_height = 0.8 / len(series)
-    inches = float(np.clip(len(class_names) * (0.14 * len(series) + 0.2) + 1.1, 2.2, 40.0))
-    figure = Figure(figsize=(7.2, inches), dpi=CHART_DPI)
-    axes = figure.add_subplot()
-    rows = np.arange(len(class_names))
-    for index, (name, values) in enumerate(series):
-        percent = 100 * np.asarray(values, dtype=np.float64)[order]
-        offset = (index - (len(series) - 1) / 2) * bar_height
-        colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
-        axes.barh(rows + offset, np.nan_to_num(percent), height=bar_height * 0.9, color=colour, label=name)
-        for row, value in zip(rows, percent, strict=True):
-            text = "absent" if np.isnan(value) else f"{value:.1f}"
-            place = 0 if np.isnan(value) else value
-            axes.text(
-                place + 0.8, row + offset, text, va="center", fontsize=7 if len(series) < 4 else 5, color="#444444"
-            )
-    axes.set_yticks(rows, [class_names[index] for index in order], fontsize=9)
-    axes.set_ylim(len(class_names) - 0.4, -0.6)
-    axes.set_xlim(0, 108)
-    plain_axes(axes, "IoU, %")
-    if len(series) > 1:
-        axes.legend(fontsize=8, frameon=False, ncols=min(3, len(series)), loc="lower left", bbox_to_anchor=(0, 1.0))
-    return chart_bytes(figure)
-
-
-def share_chart(shares_C: NDArray[np.floating], class_names: Sequence[str], palette: Palette) -> bytes:
-    """PNG of each class's share of all pixels, in the class's own colour, largest on top.
-
-    Args:
-        shares_C: fractions of 1.
-        class_names: C names.
-        palette: C colours.
-
-    Raises:
-        ValueError: their numbers differ.
-    """
-    if not len(shares_C) == len(class_names) == len(palette):
-        raise ValueError(f"{len(shares_C)} shares, {len(class_names)} names and {len(palette)} colours do not match")
-    order = np.argsort(-shares_C, kind="stable")
-    percent = 100 * np.asarray(shares_C, dtype=np.float64)[order]
-    figure = Figure(figsize=(7.2, float(np.clip(0.3 * len(order) + 0.8, 1.6, 40.0))), dpi=CHART_DPI)
-    axes = figure.add_subplot()
-    rows = range(len(order))
-    colours = [tuple(level / 255 for level in palette[index]) for index in order]
-    axes.barh(rows, percent, height=0.72, color=colours, edgecolor="#00000030", linewidth=0.6)
-    for row, value in zip(rows, percent, strict=True):
-        axes.text(value + 0.6, row, f"{value:.1f}" if value >= 0.05 or value == 0 else "<0.1", va="center", fontsize=8)
-    axes.set_yticks(rows, [class_names[index] for index in order], fontsize=9)
-    axes.set_ylim(len(order) - 0.4, -0.6)
-    axes.set_xlim(0, max(1.0, percent.max() * 1.1))
-    plain_axes(axes, "share of pixels, %")
-    return chart_bytes(figure)
-
-
-def trend_chart(
-    names_N: Sequence[str], shares_NC: NDArray[np.floating], class_names: Sequence[str], palette: Palette
-) -> bytes:
-    """PNG of each class's share over nights: a stacked bar per night, oldest on the left, classes in their own colours.
-
-    Args:
-        names_N: of the nights, below the bars; every n-th where they are many.
-        shares_NC: fractions of 1 that add up to 1 in each night.
-        class_names: C names; the legend shows those that reach 0.5 % in some night, largest first.
-        palette: C colours.
-
-    Raises:
-        ValueError: the shares are not N by C.
-    """
-    num_nights, num_classes = len(names_N), len(class_names)
-    if shares_NC.shape != (num_nights, num_classes) or len(palette) != num_classes:
-        raise ValueError(
-            f"shares of shape {shares_NC.shape}, {num_nights} nights, {num_classes} names and {len(palette)} colours "
-            "do not match"
-        )
-    figure = Figure(figsize=(6.4, 3.8), dpi=CHART_DPI)
-    axes = figure.add_subplot()
-    bottom_N = np.zeros(num_nights)
-    largest_first = np.argsort(-shares_NC.max(axis=0), kind="stable")
-    shown = largest_first[shares_NC.max(axis=0)[largest_first] >= SMALLEST_SHARE_NAMED][:MAX_CLASSES_NAMED]
-    for index in np.argsort(-shares_NC.mean(axis=0), kind="stable"):
-        percent_N = 100 * shares_NC[:, index]
-        colour = tuple(level / 255 for level in palette[index])
-        label = class_names[index] if index in shown else None
-        axes.bar(range(num_nights), percent_N, bottom=bottom_N, width=0.86, color=colour, label=label)
-        bottom_N += percent_N
-    step = -(-num_nights // MAX_NIGHTS_NAMED)
-    axes.set_xticks(range(0, num_nights, step), names_N[::step], rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_xlim(-0.6, max(num_nights, 8) - 0.4)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("share of an image, %", fontsize=9)
-    axes.tick_params(length=0, labelsize=8)
-    axes.spines[:].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.02), reverse=True)
-    return chart_bytes(figure)
-
-
-def plain_axes(axes: Axes, label: str) -> None:
-    """Axes without a frame, with a pale grid across the x-axis and its label."""
-    axes.set_xlabel(label, fontsize=9)
-    axes.tick_params(length=0, labelsize=8)
-    axes.grid(axis="x", color="#e3e3e3", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-
-
-def _annotate(axes: Axes, rate_CC: NDArray[np.floating]) -> None:
-    for row, column in np.ndindex(*rate_CC.shape):
-        rate = rate_CC[row, column]
-        if np.isnan(rate) or rate < 0.05:
-            continue
-        text = f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}"
-        colour = "white" if rate > 55 else "#333333"
-        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=colour)
-
-
-def chart_bytes(figure: Figure) -> bytes:
-    """PNG without the version of matplotlib that it would note inside; no pyplot, which keeps figures in a global."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
     return buffer.getvalue()
 
 

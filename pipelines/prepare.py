@@ -36,6 +36,7 @@ from pipelines.datasets.listing import (
     Sample,
 )
 from pipelines.fault_points import fault_point
+from pipelines.palettes import PaletteChoice, shown_palette
 from pipelines.prepare_shard import (
     PROGRESS_FOLDER,
     RowMaker,
@@ -83,6 +84,9 @@ class PrepareConfig:
     images whose crops make a file; 8 to 16 are enough."""
     max_failures: float = 0.01
     """Share of images or pairs that may be unusable (they are listed in failures.parquet) before the job stops."""
+    palette: PaletteChoice = "distinct"
+    """Colours of the classes in pictures: those that colour-blind people can tell apart, or the dataset's official ones
+    (PASCAL VOC's where it has none). Colours of your own class table are always kept."""
     shuffle_seed: int = 0
     """Another seed gives another order of the images within their split."""
     workers: int | None = None
@@ -202,10 +206,13 @@ def make_plan(listing: Listing, config: PrepareConfig) -> dict[str, Any]:
         names.update(storage.json_bytes(dataclasses.asdict(sample)))
     for unpaired in listing.unpaired:
         names.update(storage.json_bytes(dataclasses.asdict(unpaired)))
+    own = listing.class_table.palette
+    shown = shown_palette(own, choice=config.palette, given=listing.palette_given)
     return {
         "dataset": listing.name,
         "config": listing.config,
         "class_table": dataclasses.asdict(listing.class_table),
+        **({} if shown == own else {"palette": shown}),
         "images_per_part": config.images_per_part,
         "shuffle_seed": config.shuffle_seed,
         "num_pairs": len(listing.samples) + len(listing.unpaired),
@@ -262,12 +269,16 @@ def _check_same_plan(output: str, found: dict[str, Any] | None, expected: dict[s
     # Through JSON, where tuples are lists.
     if manifests.digest(found) == manifests.digest(expected):
         return
+    known = found or {}
     differing = [
-        key for key in expected if found is None or manifests.digest(found.get(key)) != manifests.digest(expected[key])
+        key
+        for key in {**known, **expected}
+        if found is None or manifests.digest(known.get(key)) != manifests.digest(expected.get(key))
     ]
     raise ValueError(
         f"{output!r} was begun or finished with other settings: {', '.join(differing)} differ "
-        "(pairs_sha256: other files were listed); give another --output, or remove that folder to prepare it anew"
+        "(pairs_sha256: other files were listed; palette: --palette official keeps a dataset's own colours); give "
+        "another --output, or remove that folder to prepare it anew"
     )
 
 
@@ -343,7 +354,7 @@ def _finish(
         "task": listing.task,
         "plan": plan,
         "class_names": table.names,
-        "palette": table.palette,
+        "palette": plan.get("palette", table.palette),
         "ignore_index": IGNORE_INDEX,
         "channel_mean": mean,
         "channel_std": std,

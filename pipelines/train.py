@@ -27,6 +27,7 @@ import tyro
 from torch import nn
 
 from pipelines import storage, tracking
+from pipelines.charts import LEARNING_METRICS, learning_chart
 from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, chosen_inference, load_model, read_state, save_model
 from pipelines.cluster import ray_cluster
 from pipelines.ensembles import MemberModel
@@ -378,6 +379,9 @@ def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs
     run.set_tags({tracking.MODEL_FOLDER_TAG: model_folder})
     bundle = load_model(model_folder, task=inputs.dataset.task)
     pictures = sample_pictures(bundle, inputs.dataset, split=inputs.validation_split, count=NUM_PICTURES)
+    histories = tracking.metric_histories(run.run_id, LEARNING_METRICS)
+    if any(histories.values()):
+        run.log_bytes("learning.png", learning_chart([("training", histories)]))
     for name, png in pictures.items():
         run.log_bytes(f"pictures/{name}.png", png)
 

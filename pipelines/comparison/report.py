@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table as TerminalTable
 from rich.text import Text
 
+from pipelines.charts import iou_chart
 from pipelines.comparison.pictures import SameImage
 from pipelines.comparison.runs import ComparedRun, differing_fields
 from pipelines.pages import Block, Cell, Gallery, Legend, Paragraph, Picture, Section, Table, number_cell, render_page
-from pipelines.pictures import iou_chart
 from pipelines.shards import PreparedDataset
 
 

@@ -23,10 +23,12 @@ class LabelCoding:
     Attributes:
         class_table: with stored values; where labels hold colours, those that `colours` turns them into.
         colours: of the labels; None: they hold values.
+        palette_given: the file says the classes' colours.
     """
 
     class_table: ClassTable
     colours: ColourTable | None = None
+    palette_given: bool = False
 
     def settings(self) -> dict[str, Any]:
         """What a prepared dataset depends on beyond the class table: JSON values."""
@@ -54,7 +56,9 @@ def read_label_coding(uri: str) -> LabelCoding:
         )
     in_colours = "colours" in content
     try:
-        return _colour_coding(content) if in_colours else LabelCoding(class_table=_class_table(content))
+        if in_colours:
+            return _colour_coding(content)
+        return LabelCoding(class_table=_class_table(content), palette_given=content.get("palette") is not None)
     except (TypeError, ValueError) as error:
         example = COLOUR_EXAMPLE if in_colours else EXAMPLE
         raise ValueError(f"the class table {uri!r} is not usable: {error}; an example:\n{example}") from error
@@ -88,7 +92,8 @@ def _colour_coding(content: dict[str, Any]) -> LabelCoding:
         raise ValueError(f"`ignore` is {ignored}, expected colours [r, g, b], since labels hold colours")
     class_table = _class_table(content | {"ignore": [IGNORE_INDEX]})
     values = [*enumerate(class_table.palette), *((IGNORE_INDEX, colour) for colour in _colours(ignored))]
-    return LabelCoding(class_table=class_table, colours=ColourTable(tuple((colour, value) for value, colour in values)))
+    colours = ColourTable(tuple((colour, value) for value, colour in values))
+    return LabelCoding(class_table=class_table, colours=colours, palette_given=True)
 
 
 def _colours(listed: Any) -> tuple[Colour, ...]:

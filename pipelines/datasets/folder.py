@@ -59,6 +59,7 @@ def list_samples(config: FolderConfig) -> DatasetListing:
         name="folder",
         config=dataclasses.asdict(config) | coding.settings(),
         class_table=coding.class_table,
+        palette_given=coding.palette_given,
         samples=tuple(samples),
         unpaired=tuple(_unpaired(images, labels, splits, config)),
         read=read_files if coding.colours is None else partial(read_colour_files, table=coding.colours),

@@ -109,6 +109,7 @@ def list_samples(config: HfParquetConfig) -> DatasetListing:
         name="hf_parquet",
         config=dataclasses.asdict(config) | {"label_column": label_column} | coding.settings(),
         class_table=coding.class_table,
+        palette_given=coding.palette_given,
         samples=tuple(samples),
         read=partial(read_row, image_column=config.image_column, label_column=label_column, colours=coding.colours),
         together=row_group_of,

@@ -210,6 +210,7 @@ class DatasetListing:
             Ray tasks. Raises OSError where it cannot be read, ImageError where a label cannot be made of what was.
         together: samples for which it gives the same name are read together (rows of one row group): they stay
             neighbours when the order is mixed. None: every sample stands alone.
+        palette_given: the user gave the class table's colours, so that no others are shown.
     """
 
     name: str
@@ -219,6 +220,7 @@ class DatasetListing:
     read: Callable[[Sample], tuple[bytes, bytes]]
     unpaired: tuple[Unpaired, ...] = field(default=())
     together: Callable[[Sample], str] | None = None
+    palette_given: bool = False
     task: ClassVar[Task] = "segmentation"
     unit: ClassVar[str] = "pairs"
 
@@ -236,6 +238,7 @@ class ClassificationListing:
     class_table: ImageClasses
     samples: tuple[ClassifiedImage, ...]
     unpaired: tuple[Unpaired, ...] = field(default=())
+    palette_given: ClassVar[bool] = False
     task: ClassVar[Task] = "classification"
     unit: ClassVar[str] = "images"
 
@@ -260,6 +263,7 @@ class CropListing:
     samples: tuple[PreparedImage, ...]
     cut: Cut
     unpaired: tuple[Unpaired, ...] = field(default=())
+    palette_given: ClassVar[bool] = True  # that of the prepared images
     task: ClassVar[Task] = "segmentation"
     unit: ClassVar[str] = "images"
 
@@ -280,6 +284,7 @@ class MixedListing:
     samples: tuple[MappedImage, ...]
     targets: dict[str, tuple[int, ...]]
     unpaired: tuple[Unpaired, ...] = field(default=())
+    palette_given: bool = False
     task: ClassVar[Task] = "segmentation"
     unit: ClassVar[str] = "images"
 

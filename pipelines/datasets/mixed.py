@@ -72,6 +72,7 @@ def list_samples(config: MixedConfig) -> MixedListing:
         name="mixed",
         config=dataclasses.asdict(config) | {"dataset_digests": digests, "targets": targets},
         class_table=table,
+        palette_given=bool(content.get("palette")),
         samples=tuple(samples),
         targets=targets,
     )

@@ -178,6 +178,12 @@ def protocol_section(protocols: pa.Table, charts: Mapping[str, bytes]) -> Sectio
     return Section(title="Protocols", blocks=(Paragraph(text=text), table, chart))
 
 
+def learning_section(chart: bytes) -> Section:
+    """How the networks were trained."""
+    text = "As the training logged it: the score is that of its own validation, the learning rate an epoch's first."
+    return Section(title="Training", blocks=(Paragraph(text=text), Gallery(pictures=(Picture(data=chart, card=True),))))
+
+
 def origin_section(origins: dict[str, str]) -> Section:
     """Where model and data come from."""
     rows = tuple((Cell(text=name), Cell(text=value)) for name, value in origins.items())

@@ -9,6 +9,7 @@
 <output>/groups.parquet       one row per group of images: by size, by folder, by a table of the user's
 <output>/protocols.parquet, images-<protocol>.parquet, protocols.png   with --protocols
 <output>/confusion.png, iou.png, trimaps.png, reliability.png, overlays/*.jpg
+<output>/learning.png         where MLflow knows the model's training
 <output>/index.html           all of it on one page
 <output>/manifest.json        written last, by `evaluate`
 """
@@ -20,12 +21,20 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.charts import protocol_chart, reliability_chart, trimap_chart
+from pipelines.charts import (
+    confusion_heat_map,
+    iou_chart,
+    learning_chart,
+    protocol_chart,
+    reliability_chart,
+    trimap_chart,
+)
 from pipelines.evaluation.groups import ImageGroup
 from pipelines.evaluation.page import (
     border_section,
     class_section,
     group_sections,
+    learning_section,
     origin_section,
     overview,
     protocol_section,
@@ -45,7 +54,7 @@ from pipelines.evaluation.tables import (
     trimap_table,
 )
 from pipelines.pages import Gallery, Legend, Picture, Section, render_page
-from pipelines.pictures import Panel, confusion_heat_map, errors, fit_width, iou_chart, jpeg_bytes, overlay, strip
+from pipelines.pictures import Panel, classes_in, errors, fit_width, jpeg_bytes, overlay, strip, with_legend
 from pipelines.shards import PreparedDataset
 from segcore.inference import Member
 from segcore.metrics import confusion_matrix, scores
@@ -62,7 +71,7 @@ class Example:
         image_id: of the image.
         mean_iou: of this image alone.
         panels: caption and JPEG each: image, truth, prediction, wrong pixels.
-        strip_jpeg: the four side by side.
+        strip_jpeg: the four side by side, above the names of their classes.
     """
 
     rank: str
@@ -129,7 +138,14 @@ def draw_examples(
                 image_id=encoded["image_id"],
                 mean_iou=here.mean_iou,
                 panels=tuple((panel.caption, jpeg_bytes(panel.pixels_HW3)) for panel in narrow),
-                strip_jpeg=jpeg_bytes(strip(narrow)),
+                strip_jpeg=jpeg_bytes(
+                    with_legend(
+                        strip(narrow),
+                        dataset.class_names,
+                        dataset.palette,
+                        classes=classes_in(labels_HW, predictions_HW),
+                    )
+                ),
             )
         )
     return examples
@@ -146,6 +162,7 @@ def write_report(
     origins: dict[str, str],
     examples: Sequence[Example],
     groups: Sequence[ImageGroup],
+    learning: Sequence[tuple[str, Mapping[str, Sequence[tuple[int, float]]]]] = (),
 ) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Write every file but the manifest.
 
@@ -159,6 +176,7 @@ def write_report(
         origins: where model and data come from, for the page.
         examples: pictures of single images.
         groups: of images that are scored by themselves.
+        learning: name and metric histories of the models' trainings, as `learning_chart` takes them.
 
     Returns:
         The first protocol's scores by name; SHA-256 and size of each file, by relative path.
@@ -192,8 +210,11 @@ def write_report(
         border_section(summary, content),
         *group_sections(by_group),
         *_example_sections(examples, dataset),
-        origin_section(origins),
     ]
+    if any(points for _, histories in learning for points in histories.values()):
+        content["learning.png"] = learning_chart(learning)
+        sections.append(learning_section(content["learning.png"]))
+    sections.append(origin_section(origins))
     subtitle = f"Split {split!r}: {result.images.num_rows:,} images, {int(result.confusion_CC.sum()):,} labelled pixels"
     content["index.html"] = render_page(
         title, sections, subtitle=subtitle, footer="Written by jobs/evaluate.py. " + READ_ME

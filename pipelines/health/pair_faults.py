@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines.datasets.listing import ClassTable
 from pipelines.intake.formats import ImageError, image_format
 from pipelines.intake.images import MAX_PIXELS, TURNS, DecodedImage, decode_image, open_header
+from pipelines.pictures import class_boundaries
 
 LOSSY = ("JPEG", "WEBP")
 MIN_EDGE_GAIN = 1.15
@@ -92,8 +93,6 @@ def orientation_fault(image: DecodedImage, values_HW: Values) -> list[Fault]:
 
 def _edge_strength(image: DecodedImage, labels_HW: NDArray[np.integer]) -> float:
     """Mean gradient of the image's brightness below the label's borders; 0 without any border."""
-    from pipelines.pictures import class_boundaries  # matplotlib, which few tasks need, takes a second to import
-
     border_HW = class_boundaries(labels_HW)
     gray_HW = cv2.cvtColor(image.pixels_HW3, cv2.COLOR_RGB2GRAY)
     gradient_HW = np.abs(cv2.Sobel(gray_HW, cv2.CV_32F, 1, 0)) + np.abs(cv2.Sobel(gray_HW, cv2.CV_32F, 0, 1))

@@ -57,6 +57,7 @@ def list_prepared(config: PreparedConfig) -> tuple[DatasetListing, tuple[Unpaire
         ),
         samples=samples,
         read=read_row,
+        palette_given=True,
     )
     return listing, _left_out(dataset)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.charts import recovery_chart
 from pipelines.health.class_checks import class_histogram
 from pipelines.health.examples import Drawn
 from pipelines.health.findings import Example, Finding, counted
@@ -24,9 +25,12 @@ from pipelines.pages import (
     number_cell,
     render_page,
 )
+from pipelines.palettes import Palette
 
 TONES = {"error": "bad", "warning": "warn", "note": ""}
 PICTURES_SHOWN = 6
+MAX_LEGEND = 40
+"""Classes. A longer legend stands on the page once, above the images of no finding."""
 METHOD_NAMES = {"bilinear": "bilinear enlargement", "basis": f"label PCA, {NUM_COMPONENTS} components"}
 
 Pictures = Mapping[tuple[str, ...], Drawn | None]
@@ -41,6 +45,7 @@ def doctor_page(
     pictures: Pictures,
     *,
     name: str,
+    palette: Palette,
     judged: bool,
 ) -> bytes:
     """The report as one HTML file.
@@ -52,12 +57,13 @@ def doctor_page(
         samples: images of no finding in particular, to be looked at.
         pictures: of the examples, as far as they could be drawn.
         name: of the dataset.
+        palette: that the pictures are drawn in.
         judged: classes, void and constant labels were judged.
     """
     sections = [_summary(survey, findings, judged=judged)]
-    sections += [_finding_section(finding, pictures) for finding in findings]
+    legend = Legend(class_names=survey.class_table.names, palette=palette)
+    sections += [_finding_section(finding, pictures, legend) for finding in findings]
     gallery = _gallery(samples, pictures)
-    legend = Legend(class_names=survey.class_table.names, palette=survey.class_table.palette)
     if gallery:
         hint = "Does each label fit its image, and do the colours mean what the legend says?"
         sections.append(Section(title="Some images with their labels", blocks=(Paragraph(text=hint), legend, *gallery)))
@@ -94,7 +100,7 @@ def _summary(survey: Survey, findings: Sequence[Finding], *, judged: bool) -> Se
                     (
                         Cell(text=finding.severity, tone=TONES[finding.severity]),  # type: ignore[arg-type]
                         Cell(text=finding.title),
-                        Cell(text=f"{finding.count:,} {finding.unit}", order=finding.count),
+                        Cell(text=f"{finding.count:,} {_unit(finding)}", order=finding.count),
                         Cell(text=", ".join(finding.splits)),
                         Cell(text=finding.found),
                         Cell(text=finding.expected),
@@ -109,9 +115,20 @@ def _summary(survey: Survey, findings: Sequence[Finding], *, judged: bool) -> Se
     return Section(title="", blocks=tuple(blocks))
 
 
-def _finding_section(finding: Finding, pictures: Pictures) -> Section:
-    blocks: list[Block] = [Paragraph(text=f"{finding.found}.", warning=finding.severity == "error")]
-    blocks += _gallery(finding.examples, pictures)
+def _unit(finding: Finding) -> str:
+    """`1 class`, `2 classes`."""
+    return (
+        finding.unit if finding.count != 1 else {"classes": "class"}.get(finding.unit, finding.unit.removesuffix("s"))
+    )
+
+
+def _finding_section(finding: Finding, pictures: Pictures, legend: Legend) -> Section:
+    found = f"{finding.found[0].upper()}{finding.found[1:]}."
+    blocks: list[Block] = [Paragraph(text=found, warning=finding.severity == "error")]
+    gallery = _gallery(finding.examples, pictures)
+    if len(legend.class_names) <= MAX_LEGEND and any(shown.has_layers for shown in gallery):
+        blocks.append(legend)
+    blocks += gallery
     shown = [example for example in finding.examples if not _drawn(example, pictures)]
     if shown:
         rows = tuple((Cell(text=", ".join(example.image_ids)), Cell(text=example.text)) for example in shown)
@@ -123,7 +140,7 @@ def _drawn(example: Example, pictures: Pictures) -> Drawn | None:
     return pictures.get(example.image_ids) if example.image_ids else None
 
 
-def _gallery(examples: Sequence[Example], pictures: Pictures) -> list[Block]:
+def _gallery(examples: Sequence[Example], pictures: Pictures) -> list[Gallery]:
     shown: list[Picture | LayeredPicture] = []
     for example in examples:
         drawn = _drawn(example, pictures)
@@ -193,4 +210,9 @@ def _recovery(recovery: Sequence[Mapping[str, Any]]) -> Section:
     )
     columns = ("R", *(METHOD_NAMES[method] for method in BOUND_METHODS))
     table = Table(columns=columns, rows=rows, numeric=(0, 1, 2))
-    return Section(title="What enlargement leaves of the labels", blocks=(Paragraph(text=text), table))
+    bounds = {
+        METHOD_NAMES[method]: {side: found[side, method]["mean_iou"] for side in BLOCK_SIDES}
+        for method in BOUND_METHODS
+    }
+    chart = Gallery(pictures=(Picture(data=recovery_chart(bounds), caption="Best mean IoU by R", card=True),))
+    return Section(title="What enlargement leaves of the labels", blocks=(Paragraph(text=text), table, chart))

@@ -1,6 +1,5 @@
 """The leading basis blocks of a label PCA, drawn in the classes' colours."""
 
-import io
 import math
 from collections.abc import Sequence
 
@@ -9,12 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from pipelines.charts import CHART_DPI, chart_bytes
 from segcore.label_pca import LabelPCA
 
 MAX_COMPONENTS = 24
 COLUMNS = 6
 MAX_LEGEND_ENTRIES = 40
-DPI = 130
 FRAME_GREY = 150
 
 
@@ -29,7 +28,7 @@ def components_png(
     rows = math.ceil(shown / COLUMNS)
     legend_rows = math.ceil(min(len(class_names), MAX_LEGEND_ENTRIES) / COLUMNS)
     height = 1.22 * rows + 0.9 + 0.22 * legend_rows
-    figure = Figure(figsize=(12, height), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(12, height), dpi=CHART_DPI, facecolor="white")
     figure.suptitle(title, x=0.02, y=1 - 0.08 / height, ha="left", va="top", fontsize=13, fontweight="bold")
     figure.text(
         0.02,
@@ -69,9 +68,7 @@ def components_png(
         fontsize=8,
         frameon=False,
     )
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", metadata={"Software": None})
-    return sink.getvalue()
+    return chart_bytes(figure)
 
 
 def component_picture(pca: LabelPCA, index: int, palette: Sequence[tuple[int, int, int]]) -> NDArray[np.uint8]:

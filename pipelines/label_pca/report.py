@@ -8,18 +8,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipelines.charts import components_chart, recovery_chart
 from pipelines.pages import Cell, Facts, Gallery, Paragraph, Picture, Section, Table, number_cell, render_page
 from segcore.label_code import LabelCode
 from segcore.label_pca import LabelPCA
 from segcore.label_recovery import METHODS, Recovery, RecoveryCurve
 from segcore.metrics import Scores, scores
 
-DPI = 130
 CHART_WIDTH_PX = 1000
-COLOURS = ("#2f5fc4", "#c4562f", "#2f9c5b", "#8a4fc4", "#b8902a", "#3a8fa3")
 COMPONENT_GRID = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -131,28 +129,27 @@ def recovery_table(recovery: Recovery, class_names: Sequence[str]) -> dict[str, 
 
 
 def recovery_png(rows: Sequence[RecoveryRow]) -> bytes:
-    """Mean IoU of what comes back against the number of components, a colour per block side; the plain ways level."""
-    figure = Figure(figsize=(9, 4.8), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xscale("log", base=2)
-    for side, colour in zip(sorted({row.block_side for row in rows}), COLOURS * len(rows), strict=False):
-        own = [row for row in rows if row.block_side == side and row.mean_iou is not None]
-        curve = [(row.num_components or 0, 100 * (row.mean_iou or 0)) for row in own if row.method == "basis"]
-        axes.plot(*zip(*curve, strict=True), "o-", color=colour, markersize=4, label=f"label code, R = {side}")
-        for method, style in (("bilinear", "--"), ("nearest", ":")):
-            for row in own:
-                if row.method == method:
-                    level = 100 * (row.mean_iou or 0)
-                    axes.axhline(level, color=colour, linestyle=style, linewidth=1.2, label=f"{method}, R = {side}")
-    axes.set_xlabel("components")
-    axes.set_ylabel("mean IoU of the labels that come back, %")
-    axes.set_ylim(top=101)
-    axes.grid(alpha=0.25)
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", metadata={"Software": None})
-    return sink.getvalue()
+    """Mean IoU of what comes back against the number of components, by block side; the plain ways as level lines."""
+    curves: dict[int, list[tuple[int, float]]] = {}
+    levels: dict[str, dict[int, float]] = {"bilinear": {}, "nearest": {}}
+    for row in rows:
+        if row.mean_iou is None:
+            continue
+        if row.method in levels:
+            levels[row.method][row.block_side] = row.mean_iou
+        else:
+            curves.setdefault(row.block_side, []).append((row.num_components or 0, row.mean_iou))
+    return components_chart(curves, levels)
+
+
+def sides_png(rows: Sequence[RecoveryRow]) -> bytes | None:
+    """Mean IoU of what comes back against the block side, with all components that were fitted; None for one side."""
+    bounds: dict[str, dict[int, float]] = {"bilinear": {}, "nearest": {}}
+    for row in rows:
+        if row.mean_iou is not None:  # of the components' rows of a side the last has all
+            name = row.method if row.method in bounds else "label code"
+            bounds.setdefault(name, {})[row.block_side] = row.mean_iou
+    return recovery_chart(bounds) if len({row.block_side for row in rows}) > 1 else None
 
 
 def report_page(
@@ -185,7 +182,7 @@ def report_page(
         Section(title="", blocks=(Facts(facts=facts), Paragraph(text=explanation))),
         Section(
             title="Recovery against components",
-            blocks=(_chart(plot, f"Mean IoU of {split}'s labels, coded and expanded again"), _rows_table(rows)),
+            blocks=(*_charts(rows, plot, split), _rows_table(rows)),
         ),
         Section(title="Recovery by class", blocks=(_class_table(by_method, class_names),)),
     ]
@@ -198,6 +195,14 @@ def report_page(
 def or_null(value: float) -> float | None:
     """None for NaN."""
     return None if math.isnan(value) else value
+
+
+def _charts(rows: Sequence[RecoveryRow], plot: bytes, split: str) -> list[Gallery]:
+    by_side = sides_png(rows)
+    pictures = [Picture(data=plot, caption=f"Mean IoU of {split}'s labels, coded and expanded again", card=True)]
+    if by_side is not None:
+        pictures.append(Picture(data=by_side, caption="The same by block side, with all components", card=True))
+    return [Gallery(pictures=tuple(pictures))]
 
 
 def _chart(png: bytes, caption: str) -> Gallery:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.charts import share_chart, trend_chart
 from pipelines.night_report.drift import MODERATE_PSI, SIGNIFICANT_PSI, Band, band
 from pipelines.night_report.metrics import NIGHTS_COMPARED
 from pipelines.night_report.page_rows import FailureReason, RunTotals
@@ -15,7 +16,6 @@ from pipelines.night_report.references import QUANTITIES, ModelReference
 from pipelines.night_report.summary import STAGES, RunSummary
 from pipelines.nightly.challenge import Evidence
 from pipelines.pages import Block, Cell, Code, Gallery, Paragraph, Picture, Section, Table, number_cell
-from pipelines.pictures import share_chart, trend_chart
 from pipelines.tables.runs import RunSettings
 
 MAX_PREFIXES_SHOWN = 100

@@ -1,6 +1,6 @@
 """MLflow: runs, metrics and registered models. The only package that imports mlflow.
 
-store -> runs, registry
+store -> runs, registry; runs -> histories
 """
 
 import os
@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mlflow 3.17 warns about type hints of its own at import
     import mlflow.pyfunc  # noqa: F401
 
+from pipelines.tracking.histories import metric_histories
 from pipelines.tracking.presence import LOST_TAG
 from pipelines.tracking.registry import (
     MODELS_PREFIX,
@@ -85,6 +86,7 @@ __all__ = [
     "find_runs",
     "find_runs_by_tag",
     "flat_parameters",
+    "metric_histories",
     "metric_name",
     "move_alias",
     "register_model",

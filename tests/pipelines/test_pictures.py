@@ -7,19 +7,17 @@ from PIL import Image
 from pipelines.pictures import (
     Panel,
     class_boundaries,
+    classes_in,
     colourise,
-    confusion_heat_map,
     errors,
     fit_width,
     indexed_png_bytes,
-    iou_chart,
     jpeg_bytes,
     overlay,
     png_bytes,
-    share_chart,
     shrink_mask,
     strip,
-    trend_chart,
+    with_legend,
 )
 from segcore import IGNORE_INDEX
 
@@ -107,49 +105,6 @@ def test_noise_becomes_a_jpeg_too() -> None:
     assert decoded(jpeg_bytes(noise)).shape == noise.shape
 
 
-@pytest.mark.parametrize("num_classes", [1, 11, 150])
-def test_heat_map_opens_for_any_class_table(num_classes: int) -> None:
-    confusion_CC = np.random.default_rng(0).integers(0, 1000, (num_classes, num_classes))
-    names = [f"class {index}" for index in range(num_classes)]
-    data = confusion_heat_map(confusion_CC, names)
-    assert min(decoded(data).shape[:2]) > 400
-
-
-def test_heat_map_shows_rows_not_pixel_counts() -> None:
-    confusion_CC = np.array([[90, 10], [1, 9]])
-    assert confusion_heat_map(confusion_CC, ["a", "b"]) == confusion_heat_map(confusion_CC * [[1000], [7]], ["a", "b"])
-    assert confusion_heat_map(confusion_CC, ["a", "b"]) != confusion_heat_map(confusion_CC.T, ["a", "b"])
-
-
-def test_heat_map_of_a_class_that_never_occurs_draws_without_warning() -> None:
-    assert decoded(confusion_heat_map(np.array([[5, 0], [0, 0]]), ["a", "b"])).size
-
-
-def test_heat_map_refuses_names_that_do_not_match() -> None:
-    with pytest.raises(ValueError, match=r"shape \(2, 2\) and 3 class names"):
-        confusion_heat_map(np.eye(2, dtype=np.int64), ["a", "b", "c"])
-
-
-def test_iou_chart_takes_absent_classes_and_many_series() -> None:
-    series = [(f"run {index}", np.array([0.1 * index, np.nan, 0.9])) for index in range(10)]
-    data = iou_chart(series, ["a", "b", "c"])
-    assert data == iou_chart(series, ["a", "b", "c"])
-    assert decoded(data).shape[1] > 800
-
-
-def test_iou_chart_refuses_values_that_do_not_match_the_names() -> None:
-    with pytest.raises(ValueError, match=r"series of \[2\] values and 3 class names"):
-        iou_chart([("run", np.zeros(2))], ["a", "b", "c"])
-
-
-def test_share_chart_takes_shares_that_are_tiny_or_nothing() -> None:
-    data = share_chart(np.array([0.0, 0.9999, 1e-5]), ["a", "b", "c"], PALETTE)
-    assert decoded(data).shape[1] > 800
-    assert share_chart(np.zeros(3), ["a", "b", "c"], PALETTE) != data
-    with pytest.raises(ValueError, match="2 shares, 3 names and 3 colours"):
-        share_chart(np.zeros(2), ["a", "b", "c"], PALETTE)
-
-
 def test_an_indexed_png_holds_classes_and_shows_colours() -> None:
     mask_HW = np.array([[0, 1, 2], [2, 2, 0]], dtype=np.uint8)
     image = Image.open(io.BytesIO(indexed_png_bytes(mask_HW, PALETTE)))
@@ -164,12 +119,18 @@ def test_a_shrunk_mask_has_no_class_that_was_not_there() -> None:
     assert small_HW.shape == (7, 10) and set(np.unique(small_HW)) == {0, 2}
 
 
-def test_a_trend_has_a_bar_per_night_in_the_classes_colours() -> None:
-    shares_NC = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
-    data = trend_chart(["2026-11-19 (1)", "2026-11-20 (2)"], shares_NC, ["a", "b", "c"], PALETTE)
-    pixels = decoded(data)[..., :3].reshape(-1, 3)
-    found = [int((pixels == colour).all(axis=1).sum()) for colour in PALETTE]
-    assert found[1] / sum(found) == pytest.approx(0.55, abs=0.03)
-    assert trend_chart(["n"] * 40, np.full((40, 3), 1 / 3), ["a", "b", "c"], PALETTE) != data
-    with pytest.raises(ValueError, match=r"shares of shape \(2, 3\), 1 nights, 3 names and 3 colours"):
-        trend_chart(["n"], shares_NC, ["a", "b", "c"], PALETTE)
+def test_a_legend_stands_below_the_picture_in_the_classes_colours() -> None:
+    picture = np.full((30, 150, 3), 255, dtype=np.uint8)
+    names = ["a", "a rather long name", "never there"]
+    named = with_legend(picture, names, PALETTE, classes=[0, 1, IGNORE_INDEX])
+    assert np.array_equal(named[:30], picture) and named.shape[1] == 150
+    colours = {tuple(colour) for colour in named[30:].reshape(-1, 3).tolist()}
+    assert {PALETTE[0], PALETTE[1], (0, 0, 0), (96, 96, 96)} <= colours and PALETTE[2] not in colours
+    assert with_legend(picture, names, PALETTE, classes=[0, 1, 2]).shape[0] > named.shape[0] - 20
+    wide = with_legend(np.full((30, 600, 3), 255, dtype=np.uint8), names, PALETTE, classes=[0, 1, IGNORE_INDEX])
+    assert wide.shape[0] < named.shape[0], "one row where there is room"
+
+
+def test_classes_of_masks_are_each_named_once_and_ignored_last() -> None:
+    first, second = np.array([[2, 0], [IGNORE_INDEX, 2]], np.uint8), np.array([[5, 2], [0, 0]], np.uint8)
+    assert classes_in(first, second) == [0, 2, 5, IGNORE_INDEX]

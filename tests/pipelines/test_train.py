@@ -110,7 +110,7 @@ def test_mlflow_holds_what_a_run_was_and_cost(base: TrainConfig, finished: Train
     inputs = {each.dataset.name.rpartition("/")[2]: each.tags[0].value for each in run.inputs.dataset_inputs}
     assert inputs == {"train": "training", "val": "validation"}
     names = {file.path for file in MlflowClient().list_artifacts(finished.run_id)}
-    assert {"recipe.json", "pictures", "model"} <= names
+    assert {"recipe.json", "pictures", "model", "learning.png"} <= names
     pictures = MlflowClient().list_artifacts(finished.run_id, "pictures")
     assert len(pictures) == train_module.NUM_PICTURES
 
