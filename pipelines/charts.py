@@ -352,11 +352,11 @@ def recovery_chart(bounds: Mapping[str, Mapping[int, float]]) -> bytes:
         percent = [100 * by_side[side] for side in own]
         style = _series_style(number) | {"marker": MARKERS[number % len(MARKERS)]}
         axes.plot(own, percent, linewidth=1.8, markersize=5, label=name, **style)
-        for side, value in zip(own, percent, strict=True):
-            if not np.isnan(value):
-                axes.annotate(
-                    f"{value:.1f}", (side, value), (0, 7), textcoords="offset points", ha="center", fontsize=7.5
-                )
+    for side in sides:
+        values = sorted(100 * by_side[side] for by_side in bounds.values() if not np.isnan(by_side.get(side, np.nan)))
+        for rank, value in enumerate(values):  # the best one's number above, the worst one's below, others beside
+            place = (0, 7) if rank == len(values) - 1 else (0, -14) if rank == 0 else (16, -3)
+            axes.annotate(f"{value:.1f}", (side, value), place, textcoords="offset points", ha="center", fontsize=7.5)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sides, [str(side) for side in sides])
     axes.minorticks_off()

@@ -180,7 +180,7 @@ def protocol_section(protocols: pa.Table, charts: Mapping[str, bytes]) -> Sectio
 
 def learning_section(chart: bytes) -> Section:
     """How the networks were trained."""
-    text = "As the training logged it: the score is that of its own validation, the learning rate an epoch's first."
+    text = "As the training logged it. The score is that of its own validation, the learning rate an epoch's first."
     return Section(title="Training", blocks=(Paragraph(text=text), Gallery(pictures=(Picture(data=chart, card=True),))))
 
 

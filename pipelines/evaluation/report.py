@@ -257,7 +257,7 @@ def _example_sections(examples: Sequence[Example], dataset: PreparedDataset) -> 
         galleries = [
             Gallery(
                 pictures=tuple(Picture(data=data, caption=caption) for caption, data in example.panels),
-                min_width_px=290,
+                min_width_px=270,  # four beside each other
             )
             for example in examples
             if example.rank.startswith(kind)

@@ -155,6 +155,15 @@ def test_cells_show_their_tone_and_a_bar() -> None:
     assert [cell.get("style") for cell in cells] == [None, "--share: 12.5%", "--share: 0.0%"]
 
 
+def test_a_table_of_sentences_tells_the_head_of_each_cell() -> None:
+    def cells(wide: tuple[int, ...]) -> list[str | None]:
+        table = Table(columns=("what", '"to" do'), rows=((Cell(text="a"), Cell(text="b")),), wide=wide)
+        page = outline(render_page("t", [Section(title="", blocks=(table,))]))
+        return [attributes.get("data-head") for tag, attributes in page.tags if tag == "td"]
+
+    assert cells((1,)) == ["what", '"to" do'] and cells(()) == [None, None]
+
+
 def test_a_legend_may_leave_ignored_pixels_out() -> None:
     def texts(*, ignored: bool) -> list[str]:
         legend = Legend(class_names=("road",), palette=((1, 2, 3),), ignored=ignored)

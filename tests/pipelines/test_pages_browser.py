@@ -213,3 +213,35 @@ def test_tables_of_sentences_are_cards_on_a_phone_and_rows_on_a_desk(pages: dict
     cells = "[...document.querySelector('table.cards tbody tr').cells]"
     heads = browser.evaluate(f"{cells}.map(cell => getComputedStyle(cell, '::before').content)")
     assert heads[:3] == ['"severity"', '"finding"', '"count"']
+
+
+def test_a_tap_enlarges_a_chart_within_its_frame_on_a_phone(pages: dict[str, Path], browser: Browser) -> None:
+    browser.resize(width=390, height=844, mobile=True)
+    browser.open(pages["evaluation"])
+    width = "document.querySelector('figure.card img').getBoundingClientRect().width"
+    fitted = browser.evaluate(width)
+    assert fitted < 390
+    browser.click("figure.card img")
+    assert browser.evaluate(width) > 1.8 * fitted
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390, "the page scrolls sideways"
+    browser.click("figure.card figcaption, figure.card")
+    assert browser.evaluate(width) == fitted
+    browser.resize(width=1280, height=900)
+    desk = browser.evaluate(width)
+    browser.click("figure.card img")
+    assert browser.evaluate(width) == desk, "nothing to enlarge on a desk"
+
+
+def test_names_of_rows_stay_in_sight_while_a_table_is_panned(pages: dict[str, Path], browser: Browser) -> None:
+    browser.resize(width=390, height=844, mobile=True)
+    browser.open(pages["evaluation"])
+    browser.evaluate(
+        "(frame => { frame.id = 'panned'; frame.scrollLeft = 200; })"
+        "([...document.querySelectorAll('.scroll')].find(one => one.scrollWidth > one.clientWidth + 200))"
+    )
+    box = "document.querySelector('#panned td').getBoundingClientRect()"
+    frame = "document.querySelector('#panned').getBoundingClientRect()"
+    assert browser.evaluate("document.querySelector('#panned').scrollLeft") == 200
+    assert abs(browser.evaluate(f"{box}.left - {frame}.left")) < 1
+    widths = "[...document.querySelectorAll('table:not(.cards) td.text:first-child')].map(one => one.offsetWidth)"
+    assert min(browser.evaluate(widths)) > 60, "a name is not squeezed into a column of single letters"
