@@ -167,7 +167,7 @@ def read_drawn(sample: Sample, *, background: int) -> tuple[bytes, bytes]:
     image = storage.read_bytes(sample.image_uri)
     objects = json.loads(sample.objects)
     labels_HW = draw(objects, height=sample.height, width=sample.width, background=background)
-    return image, encode_labels_png(labels_HW, compress_level=1)
+    return image, encode_labels_png(labels_HW)
 
 
 def draw(objects: list[tuple[int, int, Any]], *, height: int, width: int, background: int) -> NDArray[np.uint8]:

@@ -66,7 +66,7 @@ def colour_label_png(data: bytes, table: ColourTable) -> bytes:
         ImageError: as `decode_label_colours` and `colour_values` do.
     """
     # compressed little: it is decoded again in the same process
-    return encode_labels_png(colour_values(decode_label_colours(data), table), compress_level=1)
+    return encode_labels_png(colour_values(decode_label_colours(data), table))
 
 
 def read_colour_files(sample: Sample, *, table: ColourTable) -> tuple[bytes, bytes]:

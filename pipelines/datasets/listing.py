@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,7 +66,11 @@ class ClassTable:
         table = np.full(65536, MAX_CLASSES, dtype=np.uint8)  # MAX_CLASSES: no class has this index
         table[list(self.ignore_values)] = IGNORE_INDEX
         table[list(self.values)] = np.arange(len(self.names), dtype=np.uint8)
-        indices_HW = table[values_HW]
+        indices_HW: NDArray[np.uint8]
+        if values_HW.dtype == np.uint8:
+            indices_HW = np.asarray(cv2.LUT(values_HW, table[:256]), dtype=np.uint8)  # several times faster
+        else:
+            indices_HW = table[values_HW]
         if (indices_HW == MAX_CLASSES).any():
             raise ImageError(self._outside(values_HW), "validate")
         return indices_HW

@@ -152,6 +152,17 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def is_plain_gray_png(data: bytes) -> bool:
+    """Whether a whole file is an 8-bit one-channel PNG, not interlaced, that holds its pixels and nothing else."""
+    if image_format(data) != "PNG" or data[24:26] != b"\x08\x00" or data[28:29] != b"\x00":
+        return False
+    place, kinds = 8, set()
+    while place < len(data):
+        kinds.add(data[place + 4 : place + 8])
+        place += 12 + int.from_bytes(data[place : place + 4], "big")
+    return kinds == {b"IHDR", b"IDAT", b"IEND"} and place == len(data)
+
+
 def png_fault(file: BinaryIO) -> str | None:
     """In words, which chunk of a PNG file has a wrong checksum or is missing its end; None for a whole file.
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines import storage
 from pipelines.datasets.files import read_files
 from pipelines.datasets.folder import FolderConfig, list_samples
 from pipelines.datasets.listing import ClassTable
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image, decode_labels, encode_labels_png
 from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_rows
 from pipelines.shards import SHARD_SCHEMA, parse_part
+from segcore import IGNORE_INDEX
 from tests.data.folder.make import make_folder
 
 PART = "train/part-00000.parquet"
@@ -146,6 +148,26 @@ def test_rows_hold_files_as_found_and_labels_as_indices(work: tuple[Shard, Shard
     assert np.array_equal(labels_HW, np.array([1, 2, 0])[stored])
     assert row["class_pixels"] == [int((labels_HW == label).sum()) for label in range(3)]
     assert Image.open(io.BytesIO(row["label"])).mode == "L"
+
+
+def test_a_label_file_that_holds_the_indices_and_nothing_else_is_kept(
+    work: tuple[Shard, ShardJob], tmp_path: Path
+) -> None:
+    labels_HW = np.full((20, 30), 2, dtype=np.uint8)
+    labels_HW[:4] = IGNORE_INDEX
+    commented, plain, indexed = PngInfo(), tmp_path / "raw/labels/a.png", Image.fromarray(labels_HW)
+    indexed.save(plain, compress_level=9)
+    commented.add_text("Comment", "of the annotator")
+    indexed.save(tmp_path / "raw/labels/b.png", pnginfo=commented)
+    indexed = indexed.copy()
+    indexed.putpalette(range(60))
+    indexed.save(tmp_path / "raw/labels/c.png")
+    shard, job = work
+    record = prepare_shard(shard, job)
+    table = parse_part((tmp_path / "out" / PART).read_bytes(), name=PART, sha256=record.sha256)
+    labels = table["label"].to_pylist()
+    assert labels[0] == plain.read_bytes()
+    assert labels[1] == labels[2] == encode_labels_png(labels_HW) != labels[0]
 
 
 def test_an_upright_label_of_a_turned_image_is_accepted_and_noted(work: tuple[Shard, ShardJob], tmp_path: Path) -> None:
