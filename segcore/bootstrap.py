@@ -6,10 +6,11 @@ that a draw is one row of a matrix product: draws x images times images x counts
 products of float64 hold exactly: equal input gives equal intervals on any machine.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993: percentile intervals (chapter 13); two networks
-are drawn as pairs, since they met the same images (section 8.4 draws matched data so).
+are drawn as pairs, since they met the same images (section 8.4 draws matched data so). Holm, "A simple sequentially
+rejective multiple test procedure", Scandinavian Journal of Statistics 1979 (several pairs at once).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +102,71 @@ def paired_bootstrap(
     Raises:
         ValueError: as there; or the two do not have the same images with the same labels.
     """
-    first_N3C, second_N3C = (_checked(counts, draws, level) for counts in (first_N3C, second_N3C))
+    return paired_bootstrap_of_seeds([first_N3C], [second_N3C], draws=draws, seed=seed, level=level)
+
+
+def paired_bootstrap_of_seeds(
+    first_SN3C: Sequence[NDArray[np.int64]],
+    second_SN3C: Sequence[NDArray[np.int64]],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> PairedDifference:
+    """`paired_bootstrap` of two networks that were trained with several seeds each.
+
+    A network's score, of all images and of each draw, is the mean of its seeds' scores. Images are drawn, seeds are
+    not: the interval says how much the choice of images matters to these trainings, not what other seeds would give.
+
+    Args:
+        first_SN3C: `segcore.metrics.class_counts` of each image by each seed of one network.
+        second_SN3C: likewise by the other, whose number of seeds may be another. A class that one seed has no IoU of
+            has none over the seeds.
+        draws, seed, level: see `bootstrap_intervals`.
+
+    Raises:
+        ValueError: as `paired_bootstrap`; or a network has no seed.
+    """
+    if not len(first_SN3C) or not len(second_SN3C):
+        raise ValueError(
+            f"{len(first_SN3C)} and {len(second_SN3C)} seeds; give the counts of one or more of each network"
+        )
+    checked = [_checked(counts, draws, level) for counts in (*first_SN3C, *second_SN3C)]
+    for other_N3C in checked[1:]:
+        _check_paired(checked[0], other_N3C)
+    num_first = len(first_SN3C)
+    differences = [_difference(drawn[:num_first], drawn[num_first:]) for drawn in _drawn(checked, draws, seed)]
+    mean_D, iou_DC = (np.concatenate(parts) for parts in zip(*differences, strict=True))
+    whole = [counts.sum(axis=0) for counts in checked]
+    whole_mean, whole_C = _difference(whole[:num_first], whole[num_first:])
+    return PairedDifference(
+        mean_iou=float(whole_mean),
+        mean_iou_interval=_interval(mean_D, level),
+        mean_iou_p=_p_value(mean_D),
+        iou_C=whole_C,
+        iou_C2=np.array([_interval(values, level) for values in iou_DC.T]).reshape(-1, 2),
+        iou_p_C=np.array([_p_value(values) for values in iou_DC.T]),
+    )
+
+
+def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjustment for several tests: each is multiplied by how many are left at its turn, smallest first.
+
+    Whoever calls those below 0.05 differences errs in one or more of them with a probability of at most 0.05, however
+    the tests depend on each other. NaN is no test and stays NaN.
+    """
+    adjusted = [float("nan")] * len(p_values)
+    tested = sorted(
+        (index for index, value in enumerate(p_values) if value == value), key=lambda index: p_values[index]
+    )
+    highest = 0.0
+    for turn, index in enumerate(tested):
+        highest = max(highest, min(1.0, p_values[index] * (len(tested) - turn)))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _check_paired(first_N3C: NDArray[np.int64], second_N3C: NDArray[np.int64]) -> None:
     if first_N3C.shape != second_N3C.shape:
         raise ValueError(
             f"counts of shapes {first_N3C.shape} and {second_N3C.shape} are not paired; score both networks on the "
@@ -113,25 +178,21 @@ def paired_bootstrap(
             f"image {differing[0]} has other labels for the one network than for the other ({differing.size} images "
             "differ); score both on the same split of one dataset, images in the same order"
         )
-    differences = [_difference(*pair) for pair in _drawn([first_N3C, second_N3C], draws, seed)]
-    mean_D, iou_DC = (np.concatenate(parts) for parts in zip(*differences, strict=True))
-    whole_mean, whole_C = _difference(first_N3C.sum(axis=0), second_N3C.sum(axis=0))
-    return PairedDifference(
-        mean_iou=float(whole_mean),
-        mean_iou_interval=_interval(mean_D, level),
-        mean_iou_p=_p_value(mean_D),
-        iou_C=whole_C,
-        iou_C2=np.array([_interval(values, level) for values in iou_DC.T]).reshape(-1, 2),
-        iou_p_C=np.array([_p_value(values) for values in iou_DC.T]),
-    )
 
 
 def _difference(
-    first_D3C: NDArray[np.integer] | NDArray[np.floating], second_D3C: NDArray[np.integer] | NDArray[np.floating]
+    first_SD3C: Sequence[NDArray[np.integer] | NDArray[np.floating]],
+    second_SD3C: Sequence[NDArray[np.integer] | NDArray[np.floating]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of the mean IoU and of each class's; a class in which either has none is NaN."""
-    first_DC, second_DC = class_iou(first_D3C), class_iou(second_D3C)
-    return mean_of_present(second_DC) - mean_of_present(first_DC), second_DC - first_DC
+    """Of the mean IoU and of each class's, means over the seeds; a class in which any seed has none is NaN."""
+    first_SDC, second_SDC = (class_iou(np.stack(counts)) for counts in (first_SD3C, second_SD3C))
+    means = [_mean_over_seeds(mean_of_present(iou_SDC)) for iou_SDC in (first_SDC, second_SDC)]
+    return means[1] - means[0], _mean_over_seeds(second_SDC) - _mean_over_seeds(first_SDC)
+
+
+def _mean_over_seeds(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the first axis, sorted before: the same seeds in another order give the same bits."""
+    return np.asarray(np.sort(values, axis=0).mean(axis=0))
 
 
 def _drawn(networks: list[NDArray[np.int64]], draws: int, seed: int) -> Iterator[tuple[NDArray[np.float64], ...]]:
