@@ -7,6 +7,7 @@ import os
 import warnings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read by mlflow at import
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # the default, 7 with backoff, waits for minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -49,6 +50,7 @@ from pipelines.tracking.runs import (
     find_runs_by_tag,
     flat_parameters,
     metric_name,
+    read_artifact,
     settle,
     tracked_run,
 )
@@ -89,6 +91,7 @@ __all__ = [
     "metric_histories",
     "metric_name",
     "move_alias",
+    "read_artifact",
     "register_model",
     "resolve_model",
     "settle",

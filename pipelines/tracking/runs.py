@@ -278,18 +278,46 @@ class RunRecord:
     tags: dict[str, str]
 
 
-def find_runs(*, experiment: str, job: str | None) -> list[RunRecord]:
+def find_runs(*, experiment: str, job: str | None, condition: str = "") -> list[RunRecord]:
     """Every run of an experiment, newest first; of one job, or of all (`None`).
 
+    Args:
+        experiment: name.
+        job: value of the run's `segpipe.job` tag.
+        condition: more that must hold, in MLflow's filter language: `params.weights = 'timm' AND metrics.x > 0.5`.
+
     Raises:
-        ValueError: there is no such experiment; the message lists those that exist.
+        ValueError: there is no such experiment (the message lists those that exist), or MLflow does not understand the
+            condition.
     """
     client = MlflowClient()
     found = client.get_experiment_by_name(experiment)
     if found is None:
         known = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
         raise ValueError(f"MLflow has no experiment {experiment!r}; it has: {known}")
-    return _search(client, [found.experiment_id], f"tags.`{JOB_TAG}` = '{job}'" if job else "")
+    conditions = [f"tags.`{JOB_TAG}` = '{job}'"] if job else []
+    if not condition:
+        return _search(client, [found.experiment_id], " AND ".join(conditions))
+    try:
+        return _search(client, [found.experiment_id], " AND ".join([*conditions, condition]))
+    except MlflowException as error:
+        raise ValueError(
+            f"MLflow refuses the filter {condition!r}: {error.message}; it takes comparisons joined by AND, names with "
+            "dots in backquotes: params.`recipe.model.network` = 'enet' AND metrics.`val/mean_iou` > 0.5"
+        ) from error
+
+
+def read_artifact(run_id: str, name: str) -> bytes:
+    """A file that a run logged.
+
+    Raises:
+        ValueError: there is no such run or file, or its store does not answer.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return Path(MlflowClient().download_artifacts(run_id, name, scratch)).read_bytes()
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"MLflow run {run_id} gives no artifact {name!r}: {error}") from error
 
 
 def settle(run_id: str) -> None:

@@ -127,6 +127,28 @@ def test_an_unknown_experiment_lists_the_known_ones(store: str) -> None:
         tracking.find_runs(experiment="nope", job=None)
 
 
+def test_runs_are_found_by_a_filter_of_mlflow_s(store: str) -> None:
+    for name in ("filtered-1", "filtered-2"):
+        with open_run(name) as run:
+            run.log_metrics({"val/mean_iou": float(name[-1])})
+    condition = "attributes.run_name LIKE 'filtered%' AND metrics.`val/mean_iou` > 1.5"
+    found = tracking.find_runs(experiment="tests", job="train", condition=condition)
+    assert [record.name for record in found] == ["filtered-2"]
+    condition = "params.`recipe.epochs` = '3' AND attributes.run_name LIKE 'filtered%'"
+    assert len(tracking.find_runs(experiment="tests", job="train", condition=condition)) == 2
+    assert tracking.find_runs(experiment="tests", job="segment", condition=condition) == []
+    with pytest.raises(ValueError, match=r"MLflow refuses the filter \"a = 'b' OR c = 'd'\": .*joined by AND"):
+        tracking.find_runs(experiment="tests", job=None, condition="a = 'b' OR c = 'd'")
+
+
+def test_what_a_run_logged_can_be_read_again(store: str) -> None:
+    with open_run("read again") as run:
+        run.log_bytes("tables/a.txt", b"abc")
+    assert tracking.read_artifact(run.run_id, "tables/a.txt") == b"abc"
+    with pytest.raises(ValueError, match=r"gives no artifact 'b\.txt'"):
+        tracking.read_artifact(run.run_id, "b.txt")
+
+
 def test_artifacts_lie_beside_the_database_and_not_in_the_current_folder(store: str) -> None:
     with open_run("place") as run:
         run.log_bytes("a.txt", b"a")
