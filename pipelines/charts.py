@@ -367,6 +367,47 @@ def recovery_chart(bounds: Mapping[str, Mapping[int, float]]) -> bytes:
     return chart_bytes(figure)
 
 
+def pareto_chart(
+    names: Sequence[str],
+    costs: Sequence[float],
+    mean_iou: Sequence[float],
+    deviations: Sequence[float],
+    *,
+    front: Sequence[int],
+    label: str,
+) -> bytes:
+    """PNG of the mean IoU of networks against what they cost, on a logarithmic scale; those that none beats in both are
+    filled and joined by a line.
+
+    Args:
+        names: of the networks.
+        costs: above 0.
+        mean_iou: fractions of 1.
+        deviations: standard deviations over seeds, fractions of 1, drawn as bars; NaN for one seed.
+        front: indices of the Pareto front, cheapest first.
+        label: of the cost, with its unit.
+    """
+    figure = Figure(figsize=(5.6, 3.8), dpi=CHART_DPI)
+    axes = figure.add_subplot()
+    percent = 100 * np.asarray(mean_iou, dtype=np.float64)
+    axes.step([costs[index] for index in front], percent[list(front)], where="post", color=GREY, linewidth=1.2)
+    for index, (name, cost) in enumerate(zip(names, costs, strict=True)):
+        colour = SERIES_COLOURS[index % len(SERIES_COLOURS)]
+        if not np.isnan(deviations[index]):
+            axes.errorbar(cost, percent[index], yerr=100 * deviations[index], color=colour, linewidth=1.2, capsize=3)
+        filling = colour if index in front else "white"
+        axes.plot(cost, percent[index], "o", color=colour, markerfacecolor=filling, markersize=7)
+        axes.annotate(name, (cost, percent[index]), (7, 5), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.minorticks_off()
+    axes.margins(x=0.22, y=0.16)
+    axes.set_ylabel("mean IoU, %", fontsize=9)
+    plain_axes(axes, label, grid="both")
+    return chart_bytes(figure)
+
+
 def plain_axes(axes: Axes, label: str, *, grid: Literal["x", "both"] = "x") -> None:
     """Axes without a frame, with a pale grid across the x-axis, or across both, and the x-axis' label."""
     axes.set_xlabel(label, fontsize=9)

@@ -13,6 +13,7 @@ from typing import Any
 from pipelines import storage
 from pipelines.checkpoints import ModelCard
 from pipelines.manifests import read_manifest
+from pipelines.markdown import table_line
 from segcore.cost import count_multiply_adds, count_parameters
 from segcore.networks import meta_network, network_to_dict
 
@@ -195,12 +196,8 @@ def _section(title: str, note: str, columns: Sequence[str], rows: Iterable[Seque
     lines = [f"## {title}", ""]
     if note:
         lines += [note, ""]
-    lines += [_line(columns), _line("---" for _ in columns), *map(_line, rows)]
+    lines += [table_line(columns), table_line("---" for _ in columns), *map(table_line, rows)]
     return "\n".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _percent(value: float) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 from pipelines import tracking
 from pipelines.comparison.bounds import Bound
-from pipelines.comparison.runs import SETTINGS, ComparedRun
+from pipelines.comparison.runs import SEED, SETTINGS, ComparedRun
 from pipelines.recipes import RECIPES, find_recipe, recipe_to_dict
 from segcore.cost import decoder_multiply_adds
 from segcore.label_pca import PCA
@@ -19,8 +19,6 @@ from segcore.models import ModelConfig, meta_model, needed_label_pca
 
 PAPER_CLASSES, PAPER_SIZE_PX = 21, 513
 """VOC 2012's classes and the side of the image that decoder costs are counted at."""
-NO_DIFFERENCE = ("seed",)
-"""Settings in which runs of one line may differ."""
 DIGEST_LETTERS = 8
 
 
@@ -175,9 +173,7 @@ def overrides(run: ComparedRun) -> list[str]:
         return [f"recipe {run.recipe_name} is not known here"]
     recipe = tracking.flat_parameters(recipe_to_dict(find_recipe(run.recipe_name)))
     changed = {name: value for name, value in run.settings.items() if name in recipe and value != recipe[name]}
-    return [
-        f"{name.rpartition('.')[2]} {value}" for name, value in sorted(changed.items()) if name not in NO_DIFFERENCE
-    ]
+    return [f"{name.rpartition('.')[2]} {value}" for name, value in sorted(changed.items()) if name != SEED]
 
 
 def table_lines(runs: Sequence[ComparedRun], table: PaperTable, *, solvers: Mapping[str, str]) -> list[TableLine]:
@@ -193,9 +189,7 @@ def table_lines(runs: Sequence[ComparedRun], table: PaperTable, *, solvers: Mapp
     groups: dict[tuple[object, ...], list[ComparedRun]] = {}
     for run in runs:
         if rows_of(run, table):
-            settings = {name: value for name, value in run.settings.items() if name not in NO_DIFFERENCE}
-            key = (run.recipe_name, run.scored_by, run.scored_digest, *sorted(settings.items()))
-            groups.setdefault(key, []).append(run)
+            groups.setdefault(run.experiment(), []).append(run)
     experiments = [(_variant(group[0], solvers), tuple(group)) for group in groups.values()]
     lines: list[TableLine] = []
     for row, paper in table.rows.items():

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -50,13 +50,20 @@ class _Labelled:
 
 
 def examine_models(
-    runs: Sequence[ComparedRun], dataset: PreparedDataset, *, split: str, num_images: int, threads: int
+    runs: Sequence[ComparedRun],
+    dataset: PreparedDataset,
+    *,
+    drawn: Collection[str],
+    split: str,
+    num_images: int,
+    threads: int,
 ) -> tuple[list[ComparedRun], list[SameImage]]:
     """Load each run's model in turn: measure size, cost and speed, and segment the same images.
 
     Args:
         runs: whose model folders are readable from here.
         dataset: where the images come from.
+        drawn: ids of the runs whose masks are shown: one of each row.
         split: name of one of its splits.
         num_images: to show, spread evenly over the split.
         threads: CPU threads.
@@ -68,13 +75,13 @@ def examine_models(
     shown = images[:num_images]
     panels = [
         [
-            (image.image_id, _picture(_pixels(image))),
-            ("truth", _picture(overlay(_pixels(image), image.labels_HW, dataset.palette))),
+            (image.image_id, page_picture(image_pixels(image.image_3HW))),
+            ("truth", page_picture(overlay(image_pixels(image.image_3HW), image.labels_HW, dataset.palette))),
         ]
         for image in shown
     ]
     measured: list[ComparedRun] = []
-    with _torch_threads(threads):
+    with torch_threads(threads):
         for run in runs:
             bundle = load_model(run.model_folder)
             height, width = images[0].labels_HW.shape
@@ -89,6 +96,8 @@ def examine_models(
             if run.class_names != dataset.class_names:
                 logger.warning("no pictures of %s: its class table is not the dataset's", run.name)
                 continue
+            if run.run_id not in drawn:
+                continue
             for image, row in zip(shown, panels, strict=True):
                 row.append(_prediction_panel(run.name, bundle, image, dataset))
     return measured, [
@@ -100,7 +109,7 @@ def _prediction_panel(name: str, bundle: ModelBundle, image: _Labelled, dataset:
     predictions_HW = class_maps([member_of(bundle, InferenceConfig())], image.image_3HW[None])[0]
     confusion_CC = confusion_matrix(image.labels_HW, predictions_HW, num_classes=dataset.num_classes)
     caption = f"{name}, mIoU of this image {100 * scores(confusion_CC).mean_iou:.1f} %"
-    return caption, _picture(overlay(_pixels(image), predictions_HW, dataset.palette))
+    return caption, page_picture(overlay(image_pixels(image.image_3HW), predictions_HW, dataset.palette))
 
 
 def _speed(bundle: ModelBundle, image_3HW: Tensor) -> float:
@@ -122,16 +131,19 @@ def _spread_images(dataset: PreparedDataset, split: str, *, count: int) -> list[
     return images
 
 
-def _pixels(image: _Labelled) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(image.image_3HW.permute(1, 2, 0).numpy())
+def image_pixels(image_3HW: Tensor) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) of a uint8 image (3, H, W)."""
+    return np.ascontiguousarray(image_3HW.permute(1, 2, 0).numpy())
 
 
-def _picture(pixels_HW3: NDArray[np.uint8]) -> bytes:
-    return jpeg_bytes(fit_width(pixels_HW3, width=PICTURE_WIDTH_PX))
+def page_picture(pixels_HW3: NDArray[np.uint8], *, width: int = PICTURE_WIDTH_PX) -> bytes:
+    """JPEG of at most `width` columns."""
+    return jpeg_bytes(fit_width(pixels_HW3, width=width))
 
 
 @contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
+    """torch's CPU threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

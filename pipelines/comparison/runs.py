@@ -23,6 +23,8 @@ SETTINGS = (
     "workers",
 )
 """Parameters of a training run, beside its recipe, that can change its score."""
+SEED = "seed"
+"""The setting in which runs of one row may differ."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +39,8 @@ class ComparedRun:
         scores: fractions of 1 by name (`mean_iou`, `iou/<class>`, ...).
         scored_by: which job measured them, on what.
         scored_digest: of the dataset that they were measured on.
+        evaluation_id: MLflow run of the evaluation that measured them, or "" for training's own validation.
+        shown: how that evaluation showed the images, where not the plain way: ("flip True", "scales (0.5, 1.0)").
         parameters: scalars of the network.
         multiply_adds: of one image of `cost_size` (height, width).
         images_per_second: measured by `compare`, or None.
@@ -67,6 +71,18 @@ class ComparedRun:
     model_config: ModelConfig
     recipe_name: str
     label_pca: str
+    evaluation_id: str = ""
+    shown: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """Of its recipe; 0 where none is recorded."""
+        return int(self.settings.get(SEED, "0"))
+
+    def experiment(self) -> tuple[object, ...]:
+        """Equal for runs that differ in their seed alone and were scored in one way on the same data."""
+        settings = sorted((name, value) for name, value in self.settings.items() if name != SEED)
+        return self.recipe_name, self.scored_by, self.scored_digest, *settings
 
     def iou(self, class_name: str) -> float | None:
         """IoU of a class, or None where it was not measured or occurs nowhere."""
@@ -74,7 +90,7 @@ class ComparedRun:
 
 
 def finished_runs(
-    records: Sequence[tracking.RunRecord], *, experiment: str, names: Sequence[str]
+    records: Sequence[tracking.RunRecord], *, experiment: str, names: Sequence[str], condition: str = ""
 ) -> list[tracking.RunRecord]:
     """The newest finished training run of each model folder, oldest first.
 
@@ -82,6 +98,7 @@ def finished_runs(
         records: training runs, newest first.
         experiment: name, for messages.
         names: of the runs that are wanted; empty for all.
+        condition: by which the records were found, for messages.
 
     Raises:
         ValueError: there is none, or a run asked for is not among them; the message lists what there is.
@@ -102,9 +119,10 @@ def finished_runs(
     if names:
         finished = [record for record in finished if record.name in names]
     if not finished:
+        chosen = f" by the filter {condition!r}" if condition else ""
         raise ValueError(
-            f"experiment {experiment!r} has no finished training run to compare; its training runs: {there}; "
-            "train with jobs/train.py --experiment first"
+            f"experiment {experiment!r} has no finished training run to compare{chosen}; its training runs{chosen}: "
+            f"{there}; train with jobs/train.py --experiment first" + (", or correct --filter" if condition else "")
         )
     return finished
 
@@ -149,6 +167,7 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
         same_model = evaluation.tags.get(tracking.MODEL_DIGEST_TAG) == model_digest
         if evaluation.status == "FINISHED" and same_model and evaluation.tags.get(SPLIT_TAG) == split:
             prefix = f"eval/{split}/"
+            shown = _shown(evaluation)
             return replace(
                 run,
                 scores={
@@ -156,18 +175,19 @@ def describe_run(record: tracking.RunRecord, evaluations: Sequence[tracking.RunR
                     for name, value in evaluation.metrics.items()
                     if name.startswith(prefix)
                 },
-                scored_by=f"evaluate on {split!r}{_inference(evaluation)}",
+                scored_by=f"evaluate on {split!r}" + (f" ({', '.join(shown)})" if shown else ""),
+                evaluation_id=evaluation.run_id,
+                shown=shown,
                 scored_digest=evaluation.tags.get(tracking.DATASET_DIGEST_TAG, ""),
             )
     return run
 
 
-def _inference(evaluation: tracking.RunRecord) -> str:
+def _shown(evaluation: tracking.RunRecord) -> tuple[str, ...]:
     """How the network was shown the images, where it was not the plain way."""
     plain = tracking.flat_parameters(asdict(InferenceConfig()))
     given = {name: evaluation.parameters.get(f"inference.{name}", value) for name, value in plain.items()}
-    other = [f"{name} {value}" for name, value in given.items() if value != plain[name]]
-    return f" ({', '.join(other)})" if other else ""
+    return tuple(f"{name} {value}" for name, value in given.items() if value != plain[name])
 
 
 def _class_name(metric: str, class_names: Sequence[str]) -> str:
@@ -218,7 +238,7 @@ def warnings(runs: Sequence[ComparedRun]) -> list[str]:
     other = [
         name
         for name in differing_fields(runs)
-        if not name.startswith(NETWORK_PREFIX) and name not in ("label_pca_digest",)
+        if not name.startswith(NETWORK_PREFIX) and name not in ("label_pca_digest", SEED)
     ]
     if other:
         notes.append(

@@ -11,6 +11,7 @@ from pipelines.charts import (
     confusion_heat_map,
     iou_chart,
     learning_chart,
+    pareto_chart,
     protocol_chart,
     recovery_chart,
     reliability_chart,
@@ -47,11 +48,13 @@ def test_charts_depend_on_their_numbers_alone() -> None:
         trimap_chart([1, 2, 4], [0.4, 0.5, np.nan], everywhere=0.7),
         reliability_chart(calibration()),
         protocol_chart(["single", "crf", "untimed"], [0.1, 1.5, np.nan], [0.6, 0.62, 0.6]),
+        pareto_chart(["a", "b"], [5.0, 90.0], [0.6, 0.5], [0.02, np.nan], front=[0], label="ms"),
     ]
     second = [
         trimap_chart([1, 2, 4], [0.4, 0.5, np.nan], everywhere=0.7),
         reliability_chart(calibration()),
         protocol_chart(["single", "crf", "untimed"], [0.1, 1.5, np.nan], [0.6, 0.62, 0.6]),
+        pareto_chart(["a", "b"], [5.0, 90.0], [0.6, 0.5], [0.02, np.nan], front=[0], label="ms"),
     ]
     assert first == second
     assert all(width > 500 and height > 300 for width, height in map(drawn, first))

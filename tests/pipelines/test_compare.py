@@ -11,7 +11,9 @@ import pytest
 from pipelines import storage, tracking
 from pipelines.checkpoints import load_model, read_card, save_model
 from pipelines.compare import CompareConfig, CompareResult, compare
-from pipelines.comparison.report import COLUMNS, csv_bytes, terminal_tables
+from pipelines.comparison.columns import COLUMNS
+from pipelines.comparison.report import csv_bytes, terminal_tables
+from pipelines.comparison.rows import group_rows
 from pipelines.comparison.runs import differing_fields, unique_names, warnings
 from pipelines.evaluate import SPLIT_TAG
 from pipelines.manifests import MANIFEST
@@ -224,7 +226,7 @@ def test_equal_names_are_told_apart() -> None:
 
 def test_names_with_markup_and_commas_survive() -> None:
     nasty = compared_run('[red]a, "b"[/red]')
-    assert "[red]a" in terminal_tables([nasty])
+    assert "[red]a" in terminal_tables(group_rows([nasty]))
     assert next(csv.DictReader(io.StringIO(csv_bytes([nasty]).decode())))["run"] == nasty.name
 
 
