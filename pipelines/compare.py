@@ -74,7 +74,8 @@ class CompareConfig:
     threads: int = 1
     """CPU threads for the pictures, the speed and mIoU*."""
     table: str | None = None
-    """Lay the runs beside a paper's table: dupsampling, for runs of the recipes <dataset>.table..."""
+    """Lay the runs beside a paper's rows: dupsampling (runs of the recipes <dataset>.table...), deeplabv3plus, dfanet,
+    encnet or deconvnet."""
     num_bound_images: int = 200
     """Images whose labels --table dupsampling measures mIoU* with, spread evenly over the split."""
     tracking_uri: str | None = None

@@ -1,7 +1,8 @@
-"""Tables of papers by name: `TABLES`, and which of our runs belong to which row.
+"""Which of our runs belong to which row of a paper's table.
 
-A run belongs to a row if it started from a recipe of that name (`<dataset>.<row>`), whatever flags then changed; and to
-every row whose recipe is the same, since the paper prints some networks twice.
+A run belongs to a row that names its recipe, whatever flags then changed. In a table that names none, as DUpsampling's,
+it belongs to the row of its recipe's name (`<dataset>.<row>`), and to every row whose recipe is the same, since the
+paper prints some networks twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,82 +12,16 @@ from statistics import fmean, stdev
 
 from pipelines import tracking
 from pipelines.comparison.bounds import Bound
+from pipelines.comparison.published_tables import NO_RECIPE, TABLES, UNCONFIRMED, PaperRow, PaperTable
 from pipelines.comparison.runs import SEED, SETTINGS, ComparedRun
 from pipelines.recipes import RECIPES, find_recipe, recipe_to_dict
-from segcore.cost import decoder_multiply_adds
+from segcore.cost import count_multiply_adds, decoder_multiply_adds
 from segcore.label_pca import PCA
 from segcore.models import ModelConfig, meta_model, needed_label_pca
 
 PAPER_CLASSES, PAPER_SIZE_PX = 21, 513
 """VOC 2012's classes and the side of the image that decoder costs are counted at."""
 DIGEST_LETTERS = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PaperRow:
-    """One row as published; None where the paper prints nothing.
-
-    Attributes:
-        method: what the row is, in the paper's words.
-        mean_iou, bound: mIoU on VOC 2012 val and mIoU*, fractions of 1.
-        decoder_gflops: decoder FLOPs in billions, two per multiply-add, at 513 x 513.
-    """
-
-    table: int
-    method: str
-    mean_iou: float | None = None
-    bound: float | None = None
-    decoder_gflops: float | None = None
-
-
-DUPSAMPLING = {
-    "table1_bilinear_os32": PaperRow(table=1, method="bilinear, OS 32", mean_iou=0.7077, bound=0.9480),
-    "table1_dupsampling_os32": PaperRow(table=1, method="DUpsampling, OS 32", mean_iou=0.7209, bound=0.9990),
-    "table1_bilinear_os16": PaperRow(table=1, method="bilinear, OS 16", mean_iou=0.7215, bound=0.9840),
-    "table1_dupsampling_os16": PaperRow(table=1, method="DUpsampling, OS 16", mean_iou=0.7315, bound=0.9995),
-    "table2_none": PaperRow(table=2, method="no feature", mean_iou=0.7315, decoder_gflops=0.80),
-    "table2_conv1_3": PaperRow(table=2, method="conv1_3", mean_iou=0.7270, decoder_gflops=1.13),
-    "table2_b1u2c3": PaperRow(table=2, method="b1u2c3", mean_iou=0.7403, decoder_gflops=1.15),
-    "table2_b3u6c3": PaperRow(table=2, method="b3u6c3", mean_iou=0.7343, decoder_gflops=1.23),
-    "table2_b1u2c3_b3u6c3": PaperRow(table=2, method="b1u2c3 + b3u6c3", mean_iou=0.7382, decoder_gflops=1.58),
-    "table2_conv1_3_b3u6c3": PaperRow(table=2, method="conv1_3 + b3u6c3", mean_iou=0.7420, decoder_gflops=1.56),
-    "table3_resnet50_vanilla_4": PaperRow(
-        table=3, method="R50, vanilla, b1u2c3 / 4", mean_iou=0.7326, decoder_gflops=5.53
-    ),
-    "table3_resnet50_proposed_4": PaperRow(
-        table=3, method="R50, proposed, b1u2c3 / 4", mean_iou=0.7403, decoder_gflops=1.15
-    ),
-    "table3_resnet50_vanilla_2_16": PaperRow(
-        table=3, method="R50, vanilla, conv1_3 / 2 + b3u6c3 / 16 (out of memory)", decoder_gflops=22.34
-    ),
-    "table3_xception65_vanilla_4": PaperRow(
-        table=3, method="X65, vanilla, efb2u1c2 / 4", mean_iou=0.7870, decoder_gflops=5.53
-    ),
-    "table3_xception65_proposed_4": PaperRow(
-        table=3, method="X65, proposed, efb2u1c2 / 4", mean_iou=0.7909, decoder_gflops=1.93
-    ),
-    "table3_xception65_vanilla_16": PaperRow(
-        table=3, method="X65, vanilla, mfb1u16c3 / 16", mean_iou=0.7874, decoder_gflops=0.41
-    ),
-    "table3_xception65_proposed_16": PaperRow(
-        table=3, method="X65, proposed, mfb1u16c3 / 16", mean_iou=0.7967, decoder_gflops=1.98
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PaperTable:
-    """Rows by name, in the paper's order, and where they were published."""
-
-    source: str
-    rows: dict[str, PaperRow]
-
-
-TABLES: dict[str, PaperTable] = {
-    "dupsampling": PaperTable(
-        source="Tian et al., DUpsampling (CVPR 2019, arXiv 1903.02120), tables 1 to 3", rows=DUPSAMPLING
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +33,8 @@ class TableLine:
         paper: as published.
         variant: what the runs do otherwise than their recipe, or "".
         runs: of one experiment, but for the seed; none where nobody ran the row.
-        bound: mIoU* of the runs, or None where there are none.
+        bound: mIoU* of the runs, or None where there are none or the table prints none.
+        named: whether the table names the recipes of its rows.
     """
 
     row: str
@@ -106,6 +42,7 @@ class TableLine:
     variant: str = ""
     runs: tuple[ComparedRun, ...] = ()
     bound: Bound | None = None
+    named: bool = False
 
     @property
     def scores(self) -> list[float]:
@@ -124,8 +61,42 @@ class TableLine:
 
     @property
     def decoder_flops(self) -> int | None:
-        """Of our network, counted as the paper does."""
-        return decoder_flops(self.runs[0].model_config) if self.runs else None
+        """Of our network, counted as the DUpsampling paper does; None in other tables."""
+        return decoder_flops(self.runs[0].model_config) if self.runs and not self.named else None
+
+    @property
+    def multiply_adds(self) -> int | None:
+        """Of our network, for an image and classes as the paper's cost is of; None where that is not known."""
+        if not self.runs or self.paper.size_px is None:
+            return None
+        return network_multiply_adds(self.runs[0].model_config, self.paper.num_classes, *self.paper.size_px)
+
+    @property
+    def parameters(self) -> int | None:
+        """Of our network, for the run's own classes."""
+        return self.runs[0].parameters if self.runs else None
+
+    @property
+    def milliseconds(self) -> float | None:
+        """Per image, measured where the comparison ran, at the size of its images; mean over the runs."""
+        measured = [1000 / run.images_per_second for run in self.runs if run.images_per_second]
+        return fmean(measured) if measured else None
+
+    @property
+    def missing(self) -> str:
+        """What the row still needs, and what keeps ours from being the same experiment."""
+        parts = [self.paper.missing]
+        if self.paper.mean_iou is None and UNCONFIRMED not in self.paper.missing:
+            parts.append("the paper prints no mIoU")
+        if not self.runs and self.paper.recipes:
+            parts.append(f"no run of {self.paper.recipes[0]}" + _shown_in_words(self.paper))
+        elif not self.runs and self.named:
+            parts.append(NO_RECIPE)
+        elif not self.runs:
+            parts.append(f"no run of a recipe <dataset>.{self.row}")
+        elif len(self.scores) < 2:
+            parts.append("one seed" if self.scores else "no score")
+        return "; ".join(part for part in parts if part)
 
 
 def find_table(name: str) -> PaperTable:
@@ -137,6 +108,17 @@ def find_table(name: str) -> PaperTable:
     if name not in TABLES:
         raise ValueError(f"unknown --table {name!r}; known: {', '.join(TABLES)}")
     return TABLES[name]
+
+
+def names_recipes(table: PaperTable) -> bool:
+    """Whether the rows of a table name their recipes, or are called as these are."""
+    return any(row.recipes for row in table.rows.values())
+
+
+@lru_cache
+def network_multiply_adds(config: ModelConfig, num_classes: int, height: int, width: int) -> int:
+    """Multiply-adds of a network for one image of height x width, without weights and arithmetic."""
+    return count_multiply_adds(meta_model(config, num_classes), height, width)
 
 
 @lru_cache
@@ -156,7 +138,15 @@ def decoder_flops(config: ModelConfig) -> int:
 
 
 def rows_of(run: ComparedRun, table: PaperTable) -> list[str]:
-    """Rows that a run belongs to: that of its recipe, and those whose recipe differs in nothing but the name."""
+    """Rows that a run belongs to: those that name its recipe and were scored as it was; else that of its recipe, and
+    those whose recipe differs in nothing but the name."""
+    if names_recipes(table):
+        several = any(each.startswith(("flip True", "scales")) for each in run.shown)
+        return [
+            row
+            for row, paper in table.rows.items()
+            if run.recipe_name in paper.recipes and paper.several_scales in (None, several)
+        ]
     dataset, _, row = run.recipe_name.partition(".")
     if row not in table.rows:
         return []
@@ -192,13 +182,22 @@ def table_lines(runs: Sequence[ComparedRun], table: PaperTable, *, solvers: Mapp
             groups.setdefault(run.experiment(), []).append(run)
     experiments = [(_variant(group[0], solvers), tuple(group)) for group in groups.values()]
     lines: list[TableLine] = []
+    named = names_recipes(table)
     for row, paper in table.rows.items():
         ours = [(variant, group) for variant, group in experiments if row in rows_of(group[0], table)]
         told_apart = _told_apart(ours)
-        lines += [TableLine(row=row, paper=paper, variant=variant, runs=group) for variant, group in told_apart]
+        lines += [
+            TableLine(row=row, paper=paper, variant=variant, runs=group, named=named) for variant, group in told_apart
+        ]
         if not ours:
-            lines.append(TableLine(row=row, paper=paper))
+            lines.append(TableLine(row=row, paper=paper, named=named))
     return lines
+
+
+def _shown_in_words(paper: PaperRow) -> str:
+    if paper.several_scales is None:
+        return ""
+    return " at several scales (evaluate --recipe-inference)" if paper.several_scales else " at one scale"
 
 
 def _variant(run: ComparedRun, solvers: Mapping[str, str]) -> str:

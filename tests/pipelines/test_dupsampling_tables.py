@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipelines.comparison.paper_tables import DUPSAMPLING, decoder_flops
+from pipelines.comparison.paper_tables import decoder_flops
+from pipelines.comparison.published_tables import DUPSAMPLING
 from pipelines.recipes import RECIPES, find_recipe, recipe_to_dict
 from segcore.cost import decoder_multiply_adds
 from segcore.models import DUpsamplingConfig, SegmentationOutput, meta_model, needed_label_pca
