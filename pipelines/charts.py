@@ -22,6 +22,8 @@ LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#8a8f98"
 GRID = "#e3e3e3"
+LOG_FROM = 5.0
+"""Below this ratio of its ends, a logarithmic axis would have too few marks."""
 MAX_ANNOTATED_CLASSES = 25
 """Above this, the numbers in a confusion matrix's cells would overlap."""
 MAX_CLASSES_NAMED = 20
@@ -376,8 +378,8 @@ def pareto_chart(
     front: Sequence[int],
     label: str,
 ) -> bytes:
-    """PNG of the mean IoU of networks against what they cost, on a logarithmic scale; those that none beats in both are
-    filled and joined by a line.
+    """PNG of the mean IoU of networks against what they cost; those that none beats in both are filled and joined by a
+    line. The scale is logarithmic where costs differ by more than `LOG_FROM`.
 
     Args:
         names: of the networks.
@@ -398,8 +400,9 @@ def pareto_chart(
         filling = colour if index in front else "white"
         axes.plot(cost, percent[index], "o", color=colour, markerfacecolor=filling, markersize=7)
         axes.annotate(name, (cost, percent[index]), (7, 5), textcoords="offset points", fontsize=8)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    if max(costs) > LOG_FROM * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.minorticks_off()
     axes.margins(x=0.22, y=0.16)

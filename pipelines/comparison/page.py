@@ -171,15 +171,15 @@ def _pair_section(pairs: Sequence[RowPair]) -> Section:
             (
                 Cell(text=pair.second.name),
                 Cell(text=pair.first.name),
+                Cell(text=pair.verdict, best=pair.verdict.endswith("is better")),
                 number_cell(difference.mean_iou, scale=100, digits=2),
                 interval_cell(*difference.mean_iou_interval),
                 number_cell(difference.mean_iou_p, digits=4),
                 number_cell(pair.adjusted_p, digits=4),
                 Cell(text=pair.seeds),
-                Cell(text=pair.verdict, best=pair.verdict.endswith("is better")),
             )
         )
-    heads = ("network", "minus", "points of mIoU", "95 % interval", "p", "p, adjusted", "seeds", "verdict")
+    heads = ("network", "minus", "verdict", "points of mIoU", "95 % interval", "p", "p, adjusted", "seeds")
     text = (
         f"Paired bootstrap: the images are drawn again {DRAWS:,} times, both networks are scored on each draw, their "
         "difference is looked at. p is small where nearly all draws agree on the better one; adjusted (Holm), it holds "
@@ -187,7 +187,7 @@ def _pair_section(pairs: Sequence[RowPair]) -> Section:
         "What another seed would give, only seeds tell: they are apart where every run of the one beats every run of "
         "the other. Neighbouring frames of one drive are no independent images, and make p too small."
     )
-    table = Table(columns=heads, rows=tuple(lines), numeric=(2, 3, 4, 5), wide=(7,))
+    table = Table(columns=heads, rows=tuple(lines), numeric=(3, 4, 5, 6))
     return Section(title="Is the difference real?", blocks=(table, Paragraph(text=text)))
 
 

@@ -134,7 +134,7 @@ def _pair_table(pairs: Sequence[RowPair]) -> TerminalTable:
         low, high = pair.difference.mean_iou_interval
         numbers = (f"{100 * pair.difference.mean_iou:.2f}", f"{100 * low:.2f} to {100 * high:.2f}")
         names = Text(pair.second.name), Text(pair.first.name)
-        table.add_row(*names, *numbers, f"{pair.adjusted_p:.3f}", Text(pair.verdict))
+        table.add_row(*names, *numbers, f"{pair.adjusted_p:.4f}", Text(pair.verdict))
     return table
 
 

@@ -73,7 +73,8 @@ class RowPair:
             return "no difference"
         if not self.adjusted_p < 1 - LEVEL:
             return "no difference shown"
-        return f"{self.second.name} is better" + (", but seeds overlap" if self.seeds == "overlap" else "")
+        doubt = {"apart": "", "overlap": ", but seeds overlap", "one seed": " (one seed)"}[self.seeds]
+        return f"{self.second.name} is better{doubt}"
 
 
 def load_image_scores(runs: Iterable[ComparedRun]) -> tuple[dict[str, ImageScores], list[str]]:
