@@ -209,12 +209,15 @@ def _ours(line: TableLine) -> str:
 
 
 def _terminal(table: PaperTable, lines: Sequence[TableLine]) -> str:
+    """Without the columns of sentences, for which a terminal is too narrow."""
     shown = TerminalTable(title=f"Beside {table.source}", title_justify="left")
     heads = _heads(lines)
-    for index, head in enumerate(heads):
-        shown.add_column(head, justify="right" if index in _numeric(heads) else "left")
+    kept = [index for index, head in enumerate(heads) if head not in ("data", "missing")]
+    for index in kept:
+        shown.add_column(heads[index], justify="right" if index in _numeric(heads) else "left")
     for line in lines:
-        shown.add_row(*(Text(cell.text) for cell in _cells(line, _quantities(lines))))
+        cells = _cells(line, _quantities(lines))
+        shown.add_row(*(Text(cells[index].text) for index in kept))
     return printed(shown)
 
 
