@@ -20,7 +20,7 @@ class Quantity:
     """A number that papers print and we have too.
 
     Attributes:
-        head: of both columns; the paper's begins with "paper: ".
+        head: of both columns.
         paper, ours: of a line; None where unknown.
         scale, digits: of ours.
         paper_scale: of the paper's.
@@ -172,8 +172,9 @@ def _quantities(lines: Sequence[TableLine]) -> list[Quantity]:
 
 
 def _heads(lines: Sequence[TableLine]) -> tuple[str, ...]:
+    """The paper's columns stand left of "ours", ours right of it."""
     heads = [quantity.head for quantity in _quantities(lines)]
-    return ("table", "row", "data", *(f"paper: {head}" for head in heads), "ours", "runs", *heads, "missing")
+    return ("table", "row", "data", f"paper: {heads[0]}", *heads[1:], "ours", "runs", *heads, "missing")
 
 
 def _numeric(heads: Sequence[str]) -> tuple[int, ...]:
