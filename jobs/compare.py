@@ -13,8 +13,8 @@ Writes: index.html and comparison.md (scores over seeds, paired differences, Par
 speed, what differs, what moved), their tables as CSV, with --table <table>.csv, manifest.json last; all of it to an
 MLflow run of its own too; and the tables to the terminal. docs/comparison.md explains them.
 
-Takes: some seconds per model, half a second per image that moved, and with --table dupsampling a second per image for
-mIoU*; runs on the driver alone.
+Takes: some seconds per model, two per pair of networks (on as many images as VOC val has), half a second per image that
+moved, and with --table dupsampling a second per image for mIoU*; runs on the driver alone.
 """
 
 import tyro
