@@ -13,7 +13,7 @@ CITYSCAPES_VAL, CITYSCAPES_TEST = "Cityscapes val", "Cityscapes test"
 CITYSCAPES_CLASSES, VOC_CLASSES = 19, 21
 
 UNCONFIRMED = "the paper's mIoU could not be read in its table or code"
-HIDDEN = "labels of the test set are not public: ours is of another split"
+HIDDEN = "test labels are not public"
 NO_RECIPE = "no recipe here"
 FROM_COCO = "theirs started from COCO, ours from ImageNet"
 TWICE = "their cost counts two per multiply-add"
