@@ -46,10 +46,10 @@ NETWORKS = ("a network with a long name", "another")
 def write_network(folder: Path, data: str, *, seed: int) -> str:
     """A model folder with random weights for a prepared dataset's class table."""
     dataset = open_dataset(data)
-    torch.manual_seed(seed)
     card = dataclasses.replace(
         load_model(write_model(folder / "other")).card, class_names=dataset.class_names, palette=dataset.palette
     )
+    torch.manual_seed(seed)
     model = build_model(NETWORK, dataset.num_classes)
     with torch.no_grad():
         model.get_submodule("head.classifier").weight.normal_()
@@ -63,7 +63,7 @@ def write_trained(folder: Path, data: str, *, store: str) -> None:
         model = write_network(folder / name, data, seed=seed)
         tracking.connect(store)
         tags = {tracking.MODEL_FOLDER_TAG: model, tracking.MODEL_DIGEST_TAG: load_model(model).digest}
-        parameters = {"data": data, "recipe": {"epochs": 30, "seed": seed}}
+        parameters = {"data": data, "recipe": {"epochs": 30, "weight_decay": 0.01 * seed}}
         with tracking.tracked_run(
             experiment="street", name=name, job="train", parameters=parameters, tags=tags
         ) as training:
