@@ -18,6 +18,7 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 import logging
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,13 +31,18 @@ from tests.pipelines.processes import command_of, kill, started_with
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+ON_RAY = pytest.StashKey[set[Path]]()
+"""Files with a test on the session's Ray."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What is longest begins first: the night on S3, then what uses Ray, then the networks' contract.
 
     With pytest-xdist (`-n 2 --dist loadfile --no-loadscope-reorder`) modules stay together, for the sake of their
     fixtures, and each process has a Ray of its own. (Its groups, `--dist loadgroup`, have no effect with pytest 9.2.)
     """
     on_ray = {item.path for item in items if "ray_session" in getattr(item, "fixturenames", ())}
+    config.stash[ON_RAY] = on_ray
 
     def place(item: pytest.Item) -> tuple[bool, ...]:
         return (
@@ -46,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
 
     items.sort(key=place)  # stable
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ray ends behind the last file that uses it: idle it takes a tenth of a core, for each of the test processes."""
+    ray = sys.modules.get("ray")
+    if ray is not None and item.path not in item.config.stash[ON_RAY] and ray.is_initialized():
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -91,12 +91,12 @@ def test_prepared_dataset_is_examined_with_its_bounds_and_what_was_left_out(tmp_
             output=str(tmp_path / "data"),
             images_per_part=9,
             max_failures=0.1,
+            workers=2,
         )
     )
+    data, output = str(tmp_path / "data"), str(tmp_path / "out")
     result = examine_dataset(
-        DoctorConfig(
-            dataset=PreparedConfig(data=str(tmp_path / "data")), output=str(tmp_path / "out"), recovery_images=4
-        )
+        DoctorConfig(dataset=PreparedConfig(data=data), output=output, recovery_images=4, workers=2)
     )
     assert [(finding.code, finding.severity) for finding in result.findings] == [("left_out_by_prepare", "note")]
     assert result.num_pairs == 31

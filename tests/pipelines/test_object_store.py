@@ -176,10 +176,10 @@ def test_a_store_that_does_not_answer_is_told_from_a_missing_file(
 def test_a_request_that_takes_long_is_told_once_in_a_while(
     bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(object_store, "_last_warning", -1e9)
     storage.write_atomic(f"{bucket}/x", b"quick")
     assert not caplog.records
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(fault_proxies, "SLOW_SECONDS", 1.0)
     proxy.fail("slow")
     for _ in range(2):

@@ -394,6 +394,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_of_another_model_is_finished_first_with_that_model(
     config: SegmentConfig, tmp_path: Path, ray_session: None
 ) -> None:
@@ -472,10 +473,11 @@ def test_bad_inputs_are_refused_with_what_to_do(config: SegmentConfig, tmp_path:
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_killed_worker_and_a_killed_driver_lose_and_double_nothing(
     config: SegmentConfig, tmp_path: Path, ray_session: None
 ) -> None:
-    names = write_images(config.images, 40)
+    names = write_images(config.images, 90)
     Path(config.images, "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     names.append("broken.jpg")
 
