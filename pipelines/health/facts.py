@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.datasets.listing import ClassTable, Sample
-from pipelines.health.hashing import perceptual_hash, thumbnail
+from pipelines.health.hashing import perceptual_hash, shrunk, thumbnail
 from pipelines.health.pair_faults import Fault, label_fault, orientation_fault, size_fault, value_fault
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels
@@ -132,6 +132,7 @@ def _values(data: bytes, class_table: ClassTable, faults: list[Fault]) -> NDArra
 def _image_facts(image: DecodedImage) -> dict[str, Any]:
     pixels_HW3 = image.pixels_HW3
     gray_HW = np.asarray(cv2.cvtColor(pixels_HW3, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    gray_32 = shrunk(gray_HW)
     shares, levels = level_counts(gray_HW) / gray_HW.size, np.arange(256) / 255
     brightness = float(shares @ levels)
     return {
@@ -144,8 +145,8 @@ def _image_facts(image: DecodedImage) -> dict[str, Any]:
         "contrast": max(float(shares @ levels**2) - brightness**2, 0.0) ** 0.5,
         "dark_share": float(shares[: DARK_LEVEL + 1].sum()),
         "bright_share": float(shares[BRIGHT_LEVEL:].sum()),
-        "perceptual_hash": perceptual_hash(gray_HW),
-        "thumbnail": thumbnail(gray_HW),
+        "perceptual_hash": perceptual_hash(gray_32),
+        "thumbnail": thumbnail(gray_32),
     }
 
 
@@ -160,9 +161,10 @@ def _label_facts(values_HW: NDArray[np.uint8] | NDArray[np.uint16], class_table:
     counts = np.zeros(65536, dtype=np.int64)
     if values_HW.dtype == np.uint8:
         counts[:256] = level_counts(values_HW.astype(np.uint8, copy=False))
+        present = np.flatnonzero(counts[:256]).tolist()
     else:
         counts += np.bincount(values_HW.ravel(), minlength=65536)
-    present = np.flatnonzero(counts).tolist()
+        present = np.flatnonzero(counts).tolist()
     known = {*class_table.values, *class_table.ignore_values}
     void = int(counts[list(class_table.ignore_values)].sum())
     return {

@@ -29,18 +29,22 @@ MAX_CANDIDATES = 2 * 10**9
 """Where there are more, as in hours of one camera that stands still, the search ends early and says so."""
 
 
-def perceptual_hash(gray_HW: NDArray[np.uint8]) -> int:
+def shrunk(gray_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Brightness at 32 x 32 points, of which hash and thumbnail are made."""
+    return np.asarray(cv2.resize(gray_HW, (HASHED_PX, HASHED_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def perceptual_hash(gray_32: NDArray[np.uint8]) -> int:
     """64 bits that are much alike for images that look alike; of an image without contrast they mean nothing."""
-    small = cv2.resize(gray_HW, (HASHED_PX, HASHED_PX), interpolation=cv2.INTER_AREA)
-    frequencies = cv2.dct(small.astype(np.float32))[:CORNER, :CORNER].ravel()
+    frequencies = cv2.dct(gray_32.astype(np.float32))[:CORNER, :CORNER].ravel()
     bits = frequencies > np.median(frequencies[1:])
     bits[0] = False
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def thumbnail(gray_HW: NDArray[np.uint8]) -> bytes:
+def thumbnail(gray_32: NDArray[np.uint8]) -> bytes:
     """Brightness at 16 x 16 points, row by row."""
-    return np.asarray(cv2.resize(gray_HW, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)).tobytes()
+    return np.asarray(cv2.resize(gray_32, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA)).tobytes()
 
 
 def standardised(thumbnails_NT: NDArray[np.uint8]) -> NDArray[np.float32]:
