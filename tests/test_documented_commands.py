@@ -17,7 +17,10 @@ from infra import local_services
 from pipelines import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "docs/nightly.md", "docs/cluster.md", "docs/doctor.md")
+DOCUMENTS = (
+    "README.md",
+    *(f"docs/{name}.md" for name in "cluster comparison doctor evaluation export nightly training".split()),
+)
 PLACEHOLDER = re.compile(r"\.\.\.|<\w+>|--help")
 
 
