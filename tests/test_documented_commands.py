@@ -17,10 +17,8 @@ from infra import local_services
 from pipelines import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (
-    "README.md",
-    *(f"docs/{name}.md" for name in "cluster comparison doctor evaluation export nightly training".split()),
-)
+STAGES = ("cluster", "comparison", "doctor", "evaluation", "export", "nightly", "training")
+DOCUMENTS = ("README.md", *(f"docs/{stage}.md" for stage in STAGES))
 PLACEHOLDER = re.compile(r"\.\.\.|<\w+>|--help")
 
 
