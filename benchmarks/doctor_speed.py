@@ -13,10 +13,8 @@ Start-up is taken out for everybody: images per second are those of the images b
 """
 
 import importlib
-import os
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +26,7 @@ from typing import Any
 
 import report
 import tyro
+from peers import peer_modules
 from PIL import Image
 
 from pipelines import storage
@@ -64,14 +63,10 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, and write the section of docs/benchmarks.md."""
-    if config.peers:
-        sys.path.insert(0, config.peers)  # in front: they need an older huggingface_hub; here and in processes below
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [config.peers, os.environ.get("PYTHONPATH", "")]))
-    try:
-        versions = [importlib.import_module(name).__version__ for name in ("streaming", "litdata")]
-    except ImportError as error:
-        print(f"left out: {error}; the peers are installed as `python benchmarks/doctor_speed.py --help` says")
+    peers = peer_modules(config.peers, "streaming", "litdata")
+    if peers is None:
         return
+    versions = [peer.__version__ for peer in peers]
     with (
         tempfile.TemporaryDirectory() as scratch,
         ray_cluster(num_cpus_needed=config.processes, why=f"{config.processes} workers"),

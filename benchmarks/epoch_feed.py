@@ -9,10 +9,7 @@ SHA-256; theirs does both in the DataLoader's processes. As many threads as proc
 first epoch, which pays for the start, is left out.
 """
 
-import importlib
-import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +20,7 @@ from typing import Any
 import report
 import torch
 import tyro
+from peers import peer_modules
 
 from pipelines.cluster import ray_cluster
 from pipelines.datasets.scenes import ScenesConfig
@@ -58,14 +56,10 @@ class BenchmarkConfig:
 
 def main(config: BenchmarkConfig) -> None:
     """Measure, print, and write the section of docs/benchmarks.md."""
-    if config.peers:
-        sys.path.insert(0, config.peers)  # in front: they need an older huggingface_hub; here and in processes below
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [config.peers, os.environ.get("PYTHONPATH", "")]))
-    try:
-        streaming = importlib.import_module("streaming")
-    except ImportError as error:
-        print(f"left out: {error}; the peers are installed as `python benchmarks/doctor_speed.py --help` says")
+    peers = peer_modules(config.peers, "streaming")
+    if peers is None:
         return
+    (streaming,) = peers
     rates: dict[str, list[float]] = {"Ray Data": [], "StreamingDataset": []}
     with tempfile.TemporaryDirectory() as scratch, ray_cluster(num_cpus_needed=config.workers + 1, why="readers"):
         scenes = ScenesConfig(num_train=config.images, num_val=8, height=HEIGHT, width=WIDTH)

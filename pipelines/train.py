@@ -27,7 +27,6 @@ import tyro
 from torch import nn
 
 from pipelines import storage, tracking
-from pipelines.charts import LEARNING_METRICS, learning_chart
 from pipelines.checkpoints import WEIGHTS_FILE, ModelCard, chosen_inference, load_model, read_state, save_model
 from pipelines.cluster import ray_cluster
 from pipelines.ensembles import MemberModel
@@ -369,7 +368,9 @@ def _add_reference(
 
 
 def _log_model(run: tracking.TrackedRun, network: nn.Module, inputs: TrainInputs, model_folder: str) -> None:
-    """Size and cost, where the model is, and sample pictures."""
+    """Size and cost, where the model is, and pictures: samples, and how the training went."""
+    from pipelines.charts import LEARNING_METRICS, learning_chart  # matplotlib takes a second
+
     height, width = TASKS[inputs.dataset.task].cost_size(inputs.input_policy)
     costs = {
         "model/parameters": count_parameters(network).total,

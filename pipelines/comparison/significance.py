@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from pipelines import tracking
 from pipelines.comparison.rows import ComparedRow, mean_iou
 from pipelines.comparison.runs import ComparedRun
-from pipelines.evaluation.scoring import image_counts
+from pipelines.evaluation.scoring import COUNTS, image_counts
 from pipelines.evaluation.tables import MIN_IMAGES
 from segcore.bootstrap import LEVEL, PairedDifference, adjusted_p_values, paired_bootstrap_of_seeds
 
 IMAGES_FILE = "images.parquet"
-COUNTS = ("intersection_C", "truth_C", "prediction_C")
 DRAWS = 5000
 """More than an evaluation's 1,000: the smallest p-value, 2 / (draws + 1), is multiplied by the number of pairs."""
 

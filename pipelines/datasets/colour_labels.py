@@ -65,7 +65,6 @@ def colour_label_png(data: bytes, table: ColourTable) -> bytes:
     Raises:
         ImageError: as `decode_label_colours` and `colour_values` do.
     """
-    # compressed little: it is decoded again in the same process
     return encode_labels_png(colour_values(decode_label_colours(data), table))
 
 

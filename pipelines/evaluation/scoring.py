@@ -54,6 +54,9 @@ are null where every pixel is ignored. The lists have one entry per class, in pi
 the scores of these images (`segcore.metrics.scores_of_counts` of the last three). `intersection` is `intersection_C`,
 and `union` follows too: older readers know them."""
 
+COUNTS = ("intersection_C", "truth_C", "prediction_C")
+"""The columns of IMAGES_SCHEMA that `image_counts` reads."""
+
 _SCORED_SCHEMA = pa.schema([*PLACE, *IMAGES_SCHEMA])
 _CHUNK_SCHEMA = pa.schema(
     [
@@ -352,7 +355,7 @@ def image_record(
 
 def image_counts(images: pa.Table) -> NDArray[np.int64]:
     """Counts (N, 3, C) of a table of `IMAGES_SCHEMA`, as `segcore.bootstrap` wants them."""
-    columns = [images[name].to_pylist() for name in ("intersection_C", "truth_C", "prediction_C")]
+    columns = [images[name].to_pylist() for name in COUNTS]
     return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
 
 
