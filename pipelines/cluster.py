@@ -40,6 +40,9 @@ STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_R
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this variable for the driver of a submitted job."""
 
+SLOW_START = "timed out during startup"
+"""Of the message with which Ray gives up its own start; nothing that it can be told makes it wait for longer."""
+
 SPREAD_THREADS = 16
 
 TASK_RETRIES = 3
@@ -205,6 +208,18 @@ def _start(num_cpus_needed: int) -> None:
     # Embedded Ray needs no token: it listens on this machine only and dies with the job.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+    try:
+        _start_embedded(num_cpus_needed)
+    except Exception as error:  # Ray raises this very class
+        if SLOW_START not in str(error):
+            raise
+        logger.warning("Ray did not come up in the 30 s that it allows itself; this machine is busy, trying once more")
+        _start_embedded(num_cpus_needed)
+
+
+def _start_embedded(num_cpus_needed: int) -> None:
+    import ray
+
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, num_cpus_needed),  # logical: a laptop of two cores can train on two workers

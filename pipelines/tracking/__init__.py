@@ -1,6 +1,6 @@
 """MLflow: runs, metrics and registered models. The only package that imports mlflow.
 
-store -> runs, registry; runs -> histories
+store -> runs, registry; claims -> runs; runs -> histories
 """
 
 import os
@@ -15,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mlflow 3.17 warns about type hints of its own at import
     import mlflow.pyfunc  # noqa: F401
 
+from pipelines.tracking.claims import RECORDED_TAG
 from pipelines.tracking.histories import metric_histories
 from pipelines.tracking.presence import LOST_TAG
 from pipelines.tracking.registry import (
@@ -38,7 +39,6 @@ from pipelines.tracking.runs import (
     MODEL_DIGEST_TAG,
     MODEL_FOLDER_TAG,
     MODEL_VERSION_TAG,
-    RECORDED_TAG,
     SNAPSHOT_TAG,
     STARTS_TAG,
     TABLE_RUNS_TAG,

@@ -21,18 +21,16 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from pipelines.manifests import code_commit, digest
+from pipelines.tracking.claims import WORK_TAG, held_run, hold_run
 from pipelines.tracking.presence import Presence, mark_if_lost, mark_lost_runs, others_work_on
 from pipelines.tracking.store import SQLITE_PREFIX, connect, experiment_id, without_password
 
 logger = logging.getLogger(__name__)
 
 JOB_TAG = "segpipe.job"
-WORK_TAG = "segpipe.work"
 STARTS_TAG = "segpipe.starts"
 CHANGED_TAG = "segpipe.changed_parameters"
 CODE_TAG = "segpipe.code_commit"
-RECORDED_TAG = "segpipe.recorded_in"
-"""A folder that names this run, from then on its only way back in: without the folder the same work begins anew."""
 MAX_CHANGED_LENGTH = 200
 DATASET_DIGEST_TAG = "segpipe.dataset_digest"
 LABEL_PCA_DIGEST_TAG = "segpipe.label_pca_digest"
@@ -132,9 +130,8 @@ def tracked_run(
     """Open a run of the store that `connect` chose; it ends FINISHED, FAILED, or KILLED on Ctrl-C and SIGTERM.
 
     One piece of work has one run, whoever starts it how often: a run that is not FINISHED yet is found by a digest of
-    `work` (tag `segpipe.work`) and continued. Of two drivers that begin at the same moment the later one, by the clock,
-    removes its own run and joins the other's. Only where their clocks differ by more than the time between them, and
-    each looks before the other's run is there, two runs remain.
+    `work` (tag `segpipe.work`) and continued. Of drivers that begin at the same moment one keeps its run and the others
+    join it (`pipelines.tracking.claims`).
 
     Runs of this experiment whose jobs have died are marked on the way (`pipelines.tracking.presence`).
 
@@ -181,28 +178,19 @@ def _opened(
     if run_id is not None:
         return _continued(client, run_id, tags, presence)
     where, key = experiment_id(client, experiment), tags.get(WORK_TAG, "")
-    found = _oldest_open(client, where, key)
-    if found is not None:
-        return _continued(client, found, tags, presence)
     first = {**tags, STARTS_TAG: "1", presence.tag: presence.value}
-    created = client.create_run(where, run_name=name, tags=first).info.run_id
-    oldest = _oldest_open(client, where, key)
-    if oldest in (None, created):
-        return TrackedRun(created, client)
-    logger.info("another job has begun the same work at this moment; joining its MLflow run")
-    client.delete_run(created)
-    assert oldest is not None
-    return _continued(client, oldest, tags, presence)
 
+    def create() -> str:
+        return str(client.create_run(where, run_name=name, tags=first).info.run_id)
 
-def _oldest_open(client: MlflowClient, where: str, key: str) -> str | None:
-    """The run of a piece of work that is not done; run ids decide between two of one millisecond."""
     if not key:
-        return None
-    runs = client.search_runs([where], f"tags.`{WORK_TAG}` = '{key}' AND attributes.status != 'FINISHED'")
-    open_runs = [run for run in runs if RECORDED_TAG not in run.data.tags]
-    first = min(open_runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
-    return first.info.run_id if first else None
+        return TrackedRun(create(), client)
+    found, own = held_run(client, where, key), False
+    if found is None:
+        found, own = hold_run(client, where, key, create)
+        if not own:
+            logger.info("another job has begun the same work at this moment; joining its MLflow run")
+    return TrackedRun(found, client) if own else _continued(client, found, tags, presence)
 
 
 def _continued(client: MlflowClient, run_id: str, tags: Mapping[str, str], presence: Presence) -> TrackedRun:

@@ -145,6 +145,26 @@ def times(number: int, factor: int) -> int:
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("message, tries", [("The current node timed out during startup. This", 2), ("no space", 1)])
+def test_an_embedded_ray_that_a_busy_machine_starts_too_slowly_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str, tries: int
+) -> None:
+    given: list[dict[str, object]] = []
+
+    def init(**arguments: object) -> None:
+        given.append(arguments)
+        raise Exception(message)  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(Exception, match=message), ray_cluster(num_cpus_needed=1, why="test"):
+        pass
+    assert len(given) == tries and all(each["address"] == "local" for each in given)
+    assert ("trying once more" in caplog.text) == (tries == 2)
+
+
 def test_pieces_are_drawn_as_tasks_end_so_that_their_giver_can_stop() -> None:
     drawn: list[int] = []
 

@@ -3,17 +3,20 @@
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from pipelines import tracking
-from pipelines.tracking import runs
+from pipelines.tracking import claims, runs
 
 PROGRAM = """
 import sys, time
@@ -56,31 +59,47 @@ def tracked_driver(tracking_uri: str, *, experiment: str, key: str) -> Iterator[
             process.kill()
 
 
-def two_at_once(open_work: Callable[[int], AbstractContextManager[tracking.TrackedRun]]) -> tuple[str, str]:
+def two_at_once(
+    open_work: Callable[[int], AbstractContextManager[tracking.TrackedRun]], *, late: bool = False
+) -> tuple[str, str]:
     """Two drivers of one piece of work, as threads: both look for its run before either has created one.
 
     Args:
         open_work: opens the work's run, given the parameter `workers`; its experiment is there.
+        late: the first driver's run begins before the second's, by its start time, but reaches MLflow only when the
+            second works on its own.
 
     Returns:
         The ids of the runs that they worked on.
     """
-    both_have_looked, both_work, looks = threading.Barrier(2), threading.Barrier(2), threading.local()
-    look = runs._oldest_open
+    both_have_looked, both_work, mine = threading.Barrier(2), threading.Barrier(2), threading.local()
+    first_begins, second_works = threading.Event(), threading.Event()
+    look, create = claims.held_run, MlflowClient.create_run
 
-    def held_up(client: MlflowClient, where: str, key: str) -> str | None:
-        found = look(client, where, key)
-        if not getattr(looks, "once", False):
-            looks.once = True
-            both_have_looked.wait(timeout=120)
+    def held_up(client: MlflowClient, experiment: str, work: str) -> str | None:
+        found = look(client, experiment, work)
+        both_have_looked.wait(timeout=120)
         return found
 
+    def slow(client: MlflowClient, experiment: str, **more: Any) -> Run:
+        if mine.workers == 2:
+            assert first_begins.wait(timeout=120)
+            return create(client, experiment, **more)
+        begun = int(time.time() * 1000) - 1
+        first_begins.set()
+        assert second_works.wait(timeout=120)
+        return create(client, experiment, **more | {"start_time": begun})
+
     def drive(workers: int) -> str:
+        mine.workers = workers
         with open_work(workers) as run:
+            second_works.set()
             both_work.wait(timeout=120)
             return run.run_id
 
     with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(2) as pool:
-        patched.setattr(runs, "_oldest_open", held_up)
+        patched.setattr(runs, "held_run", held_up)
+        if late:
+            patched.setattr(MlflowClient, "create_run", slow)
         first, second = pool.map(drive, (1, 2))
     return first, second

@@ -13,7 +13,8 @@ from mlflow.entities import Run
 
 from pipelines import tracking
 from pipelines.drivers import Driver
-from pipelines.tracking import presence, runs
+from pipelines.manifests import digest
+from pipelines.tracking import claims, presence, runs
 from tests.pipelines.processes import needs_proc
 from tests.pipelines.tracked_drivers import tracked_driver, two_at_once
 
@@ -97,7 +98,8 @@ def test_parameters_are_of_the_first_start_and_a_later_one_says_what_it_was_give
     with open_work("parameters", {"workers": 4, "data": {"uri": "a"}, "new": "x"}):
         pass
     data = read(run.run_id).data
-    assert data.params == {"workers": "2", "data.uri": "a", "new": "x"}  # what is missing is added
+    given = {"workers": "2", "data.uri": "a", "new": "x"}  # what is missing is added
+    assert data.params == given | {claims.CLAIM_PARAMETER: claims.HELD}
     assert json.loads(data.tags[runs.CHANGED_TAG]) == {"workers": "4"}
 
 
@@ -130,14 +132,38 @@ def test_datasets_are_inputs_of_a_run_once(store: str) -> None:
     assert sorted(found) == [("camvid/train", "d" * 36, "training"), ("camvid/val", "d" * 36, "validation")]
 
 
-def test_of_two_drivers_that_begin_at_once_the_later_one_joins_the_other(store: str) -> None:
-    """Both look for the work's run before either has created one."""
+@pytest.mark.parametrize("late", [False, True])
+def test_of_two_drivers_that_begin_at_once_one_joins_the_other(store: str, late: bool) -> None:
+    """Both look for the work's run before either has created one; in the end the older start time arrives later."""
     with open_work("before"):  # the experiment is there
         pass
-    first, second = two_at_once(lambda workers: open_work("race", {"workers": workers}))
+    name = f"race, late {late}"
+    first, second = two_at_once(lambda workers: open_work(name, {"workers": workers}), late=late)
     assert first == second
-    assert [run.run_id for run in tracking.find_runs(experiment=EXPERIMENT, job=None) if run.name == "race"] == [first]
+    assert [run.run_id for run in tracking.find_runs(experiment=EXPERIMENT, job=None) if run.name == name] == [first]
     assert read(first).info.status == "FINISHED"
+
+
+def test_a_run_that_no_driver_came_to_hold_gives_way(store: str) -> None:
+    """Its driver died between two requests."""
+    with open_work("any"):
+        pass
+    work = digest({"job": "train", "work": {"key": "died"}})
+    dead = lost_run("died", {claims.WORK_TAG: work})
+    with open_work("died") as run:
+        assert run.run_id != dead and run.starts == 1
+    assert read(dead).info.lifecycle_stage == "deleted"
+
+
+def test_an_unfinished_run_of_an_earlier_version_is_continued(store: str) -> None:
+    """It has parameters, but no claim."""
+    with open_work("any"):
+        pass
+    work = digest({"job": "train", "work": {"key": "earlier"}})
+    earlier = lost_run("earlier", {claims.WORK_TAG: work})
+    MlflowClient().log_param(earlier, "workers", 1)
+    with open_work("earlier") as run:
+        assert run.run_id == earlier
 
 
 def test_a_second_driver_that_is_refused_does_not_end_the_run_of_the_first(store: str) -> None:
