@@ -21,7 +21,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from pipelines.manifests import code_commit, digest
-from pipelines.tracking.claims import WORK_TAG, held_run, hold_run
+from pipelines.tracking.claims import CLAIM_PARAMETER, WORK_TAG, held_run, hold_run
 from pipelines.tracking.presence import Presence, mark_if_lost, mark_lost_runs, others_work_on
 from pipelines.tracking.store import SQLITE_PREFIX, connect, experiment_id, without_password
 
@@ -254,7 +254,7 @@ def attach(tracking_uri: str, run_id: str) -> TrackedRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """One run as `find_runs` reads it; `metrics` are the last values, times are seconds since 1970."""
+    """One run as `find_runs` reads it: what its job was given, the last value of each metric, seconds since 1970."""
 
     run_id: str
     name: str
@@ -377,7 +377,7 @@ def _record(run: Run) -> RunRecord:
         status=run.info.status,
         start_time=run.info.start_time / 1000,
         duration_seconds=(ended - run.info.start_time) / 1000 if ended else None,
-        parameters=dict(run.data.params),
+        parameters={name: value for name, value in run.data.params.items() if name != CLAIM_PARAMETER},
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
     )
