@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from segcore import IGNORE_INDEX
 from segcore.augment_config import AugmentConfig, ClassificationAugmentConfig
+from segcore.colour_jitter import change_colours
 
 ELASTIC_GRID_SIDE = 3
 """Random displacements of an elastic deformation in each direction: at the image's corners, sides and centre."""
@@ -197,12 +198,10 @@ def _window(
 def _jitter(image_3HW: Tensor, config: AugmentConfig | ClassificationAugmentConfig, draws: list[float]) -> Tensor:
     """Change colours; each draw in [0, 1) becomes a factor around 1, or a shift around 0 for the hue."""
     brightness, contrast, saturation, hue = (2 * draw - 1 for draw in draws)
-    if config.brightness:
-        image_3HW = F.adjust_brightness_image(image_3HW, 1 + config.brightness * brightness)
-    if config.contrast:
-        image_3HW = F.adjust_contrast_image(image_3HW, 1 + config.contrast * contrast)
-    if config.saturation:
-        image_3HW = F.adjust_saturation_image(image_3HW, 1 + config.saturation * saturation)
-    if config.hue:
-        image_3HW = F.adjust_hue_image(image_3HW, config.hue * hue)
-    return image_3HW
+    return change_colours(
+        image_3HW,
+        brightness=1 + config.brightness * brightness,
+        contrast=1 + config.contrast * contrast,
+        saturation=1 + config.saturation * saturation,
+        hue=config.hue * hue,
+    )

@@ -1,8 +1,9 @@
 """Intake of image and label files that nobody vouches for.
 
-Pillow decodes (Pillow 13 survived files that end a process in torchvision's PNG decoder), after this module has looked
-at the file's first bytes and, from its header, at its size. Whatever is wrong with a file, `ImageError` comes out, with
-the stage that refused it. Policy, each step of which leaves a line in `notes`:
+Pillow decodes (Pillow 13 survived files that end a process in torchvision's PNG decoder), and OpenCV what is plain and
+frequent (JPEGs in colour, label PNGs), after this module has looked at the file's first bytes and, from its header, at
+its size. Whatever is wrong with a file, `ImageError` comes out, with the stage that refused it. Policy, each step of
+which leaves a line in `notes`:
 
 | found | done |
 |---|---|
@@ -53,8 +54,8 @@ from PIL import (
 )
 
 from pipelines.intake.colours import gray_spread, to_rgb
-from pipelines.intake.formats import ImageError, PixelBudgetError, png_fault, sniff, webp_size
-from pipelines.intake.jpeg_files import load_jpeg
+from pipelines.intake.formats import ImageError, PixelBudgetError, is_plain_gray_png, png_fault, sniff, webp_size
+from pipelines.intake.jpeg_files import load_jpeg, plain_jpeg_pixels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Endings (lower case) of file names that are taken for images; the content decides what they are."""
@@ -111,7 +112,7 @@ class DecodedImage:
     """An image as 8-bit RGB, upright.
 
     Attributes:
-        pixels_HW3: uint8, read-only.
+        pixels_HW3: uint8; read-only where Pillow decoded them.
         source_height, source_width: as stored in the file, before the orientation is applied.
         source_mode: Pillow's name of the stored pixel format, with its bits where they are 12 or 16 ("RGB;16").
         orientation: EXIF orientation that was applied, 1 to 8; 1 = stored upright.
@@ -146,19 +147,18 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     try:
         bits = sample_bits(image, data)
         mode = source_mode(image, bits)
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            load_jpeg(image)
         if image.format == "PNG":
             image.load()  # else getexif does, and a flipped bit in the pixels passes for broken EXIF
         orientation = orientation_of(image, notes)
         if image.format == "TIFF" and orientation >= 5:
             width, height = height, width  # Pillow's TIFF plugin swaps them at opening
-        image.load()
-        rgb = to_rgb(image, bits, notes)
-        if image.format != "TIFF":  # whose plugin turns the picture while it loads
-            for turn in TURNS.get(orientation, ()):
-                rgb = rgb.transpose(turn)
-        pixels_HW3: NDArray[np.uint8] = np.asarray(rgb)
+        pixels_HW3 = None
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            pixels_HW3 = plain_jpeg_pixels(image, data) if orientation == 1 else None
+            if pixels_HW3 is None:
+                load_jpeg(image)
+        if pixels_HW3 is None:
+            pixels_HW3 = _upright(image, orientation, bits, notes)
         note_frames(image, notes)
     except (ImageError, MemoryError):
         raise
@@ -174,12 +174,24 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     )
 
 
+def _upright(image: ImageFile.ImageFile, orientation: int, bits: int, notes: list[str]) -> NDArray[np.uint8]:
+    image.load()
+    rgb = to_rgb(image, bits, notes)
+    if image.format != "TIFF":  # whose plugin turns the picture while it loads
+        for turn in TURNS.get(orientation, ()):
+            rgb = rgb.transpose(turn)
+    return np.asarray(rgb)
+
+
 def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Decode a label file to its stored values, (H, W): palettes to indices, gray to values, 1 bit to 0 and 1.
 
     Raises:
         ImageError: the file is broken, lossy (JPEG, WebP), in colour, or is turned by an EXIF orientation.
     """
+    plain_HW = _plain_labels(data, max_pixels=max_pixels)
+    if plain_HW is not None:
+        return plain_HW
     image, orientation = _open_label(data, max_pixels=max_pixels)
     try:
         one_channel = image.mode in ("P", "L", "1") or image.mode.startswith("I")
@@ -199,6 +211,18 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
         )
     _refuse_turned(orientation)
     return _label_values(values_HW, spread=gray_spread(image, bits))
+
+
+def _plain_labels(data: bytes, *, max_pixels: int) -> NDArray[np.uint8] | None:
+    """The levels of a whole 8-bit gray PNG; None for any other file, and for one that OpenCV does not read."""
+    if len(data) > MAX_BYTES or not is_plain_gray_png(data):
+        return None
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    _check_size(height, width, max_pixels=max_pixels)
+    check_png(io.BytesIO(data))
+    levels_HW = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    fits = levels_HW is not None and levels_HW.dtype == np.uint8 and levels_HW.shape == (height, width)
+    return np.asarray(levels_HW, dtype=np.uint8) if fits else None
 
 
 def decode_label_colours(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

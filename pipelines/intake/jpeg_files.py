@@ -1,8 +1,15 @@
-"""JPEG files that are truncated or broken, which libjpeg decodes with a warning that Pillow does not pass on."""
+"""JPEG files: truncated and broken ones, which libjpeg decodes with a warning that nobody passes on, are refused here.
+
+Plain ones in colour are decoded by OpenCV. Its pixels are Pillow's, as libjpeg-turbo makes both; but other threads run
+meanwhile, while Pillow packs the pixels again and holds Python's lock for that.
+"""
 
 import io
 from typing import BinaryIO, cast
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 from PIL import JpegImagePlugin
 
 from pipelines.intake.formats import ImageError
@@ -42,6 +49,42 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
         return
     if not _is_the_same(image, file, end):
         raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
+
+
+def plain_jpeg_pixels(image: JpegImagePlugin.JpegImageFile, data: bytes) -> NDArray[np.uint8] | None:
+    """What `load_jpeg` makes of an opened file of three channels that says nothing of their meaning, (H, W, 3) RGB.
+
+    Args:
+        image: the file, of which the header was read.
+        data: the whole file.
+
+    Returns:
+        None where that is left to Pillow: gray, CMYK, Adobe's marker, or a file that OpenCV does not read.
+
+    Raises:
+        ImageError: stage `decode`: as `load_jpeg`.
+    """
+    if image.mode != "RGB" or image.layers != 3 or "adobe" in image.info:
+        return None
+    assert image.fp is not None
+    scan = cast(BinaryIO, image.fp).tell()
+    if data.rfind(_END, scan) < 0:
+        raise ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
+    pixels_HW3 = _opencv_rgb(data)
+    height, width = image.height, image.width
+    if pixels_HW3 is None or pixels_HW3.shape != (height, width, 3):
+        return None
+    tail = pixels_HW3[max(0, height - 8) :, width // 2 :]
+    if (tail == tail[:1, :1]).all() and "progressive" not in image.info and _ARITHMETIC not in data[:scan]:
+        longer = _opencv_rgb(data[: data.find(_END, scan)] + _FILLER + _END)
+        if longer is None or not np.array_equal(longer, pixels_HW3):
+            raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
+    return pixels_HW3
+
+
+def _opencv_rgb(data: bytes) -> NDArray[np.uint8] | None:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return cast("NDArray[np.uint8] | None", cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags))
 
 
 def _is_the_same(image: JpegImagePlugin.JpegImageFile, file: BinaryIO, end: int) -> bool:

@@ -21,8 +21,10 @@ from functools import partial
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.intake.images import decode_image, decode_labels
@@ -40,6 +42,8 @@ Row = dict[str, Any]
 Pair = tuple[Tensor, Tensor]
 """An image (3, H, W), uint8, and its labels: a label map (H, W), or a class ()."""
 
+ROWS_AT_A_TIME = 64
+"""Encoded images that Ray Data hands over at a time; each time costs a millisecond or two."""
 READY_BATCHES = 3
 """Augmented batches that wait for the network, per worker."""
 
@@ -106,7 +110,7 @@ def training_batches(
     def tables_of(one: Pass) -> Iterable[Any]:
         order = [seed, one.epoch, rank] + ([one.first_step] if one.first_step else [])
         return one.rows.iter_batches(
-            batch_size=largest,
+            batch_size=max(largest, ROWS_AT_A_TIME),
             batch_format="pyarrow",
             prefetch_batches=2,
             local_shuffle_buffer_size=max(shuffle_buffer, largest),
@@ -187,14 +191,18 @@ def _training_crop(
 
 def decoded(row: Row) -> Pair:
     """Image (3, H, W) and label map (H, W) of a row of a segmentation dataset, uint8."""
-    labels_HW = np.array(decode_labels(row["label"]), dtype=np.uint8)
-    return decoded_image(row), torch.from_numpy(labels_HW)
+    labels_HW = decode_labels(row["label"]).astype(np.uint8, copy=False)
+    return decoded_image(row), torch.from_numpy(_writable(labels_HW))
 
 
 def decoded_image(row: Row) -> Tensor:
     """Image (3, H, W) of a shard's row, uint8."""
-    pixels_HW3 = np.array(decode_image(row["image"]).pixels_HW3)  # a copy: decoders give read-only memory
+    pixels_HW3 = _writable(decode_image(row["image"]).pixels_HW3)
     return torch.from_numpy(pixels_HW3).permute(2, 0, 1)
+
+
+def _writable(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def validation_batches(
@@ -255,6 +263,7 @@ def decoding_threads(num_threads: int) -> ThreadPoolExecutor:
 
 def _one_core_per_thread() -> None:
     torch.set_num_threads(1)  # with OpenMP, of the calling thread alone
+    cv2.setNumThreads(1)  # of all threads
 
 
 def ordered_ahead(

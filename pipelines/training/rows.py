@@ -21,6 +21,9 @@ from pipelines.training.visits import visited_rows
 from segcore import Task
 
 RowsKind = Literal["whole", "rest", "divided_anew"]
+BYTES_PER_TASK = 16 * 2**20
+"""Of shards that one task reads. What Ray takes for a task, 50 ms of CPU time over all its processes, is as much as
+decoding ten images takes, so that small shards are read several at a time; for large ones it does not matter."""
 READERS_WITHOUT_CPUS = 4
 """Tasks that read at once where they hold no logical CPU."""
 
@@ -63,14 +66,16 @@ def shard_rows(
     arrow_fs, _ = storage.arrow_filesystem(uris[0])
     read_settings: dict[str, Any] = {}
     parse_settings: dict[str, Any] = {}
+    num_tasks = _num_tasks([part.num_bytes for part in dataset.splits[split].parts])
     if without_cpus:
-        read_settings = {"num_cpus": 0, "concurrency": READERS_WITHOUT_CPUS}
-        parse_settings = {"num_cpus": 0, "compute": TaskPoolStrategy(size=READERS_WITHOUT_CPUS)}
+        at_once = min(READERS_WITHOUT_CPUS, num_tasks)
+        read_settings = {"num_cpus": 0, "concurrency": at_once}
+        parse_settings = {"num_cpus": 0, "compute": TaskPoolStrategy(size=at_once)}
     files = ray.data.read_binary_files(
         paths,
         filesystem=arrow_fs,
         include_paths=True,
-        override_num_blocks=len(paths),
+        override_num_blocks=num_tasks,
         shuffle=EpochShuffle(seed=seed, first_epoch=first_epoch),
         **read_settings,
     )
@@ -85,6 +90,11 @@ def shard_rows(
         image_weights=image_weights,
     )
     return files.map_batches(parse, batch_size=1, batch_format="pyarrow", **parse_settings)
+
+
+def _num_tasks(part_bytes: list[int]) -> int:
+    """How many tasks read a split; each reads whole parts, as many as any other or one less."""
+    return min(len(part_bytes), -(-sum(part_bytes) // BYTES_PER_TASK))
 
 
 @lru_cache(maxsize=4)

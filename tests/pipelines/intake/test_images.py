@@ -1,7 +1,9 @@
 """Image intake: thousands of broken files, exact arithmetic, labels. The zoo (test_image_zoo.py) has the policy."""
 
+import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +100,37 @@ def test_only_image_errors_come_out_of_broken_files(file_format: str) -> None:
                 assert error.stage in ("sniff", "validate", "decode")
                 refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quality": 90, "subsampling": 0},
+        {"quality": 75, "subsampling": 1},
+        {"quality": 30, "subsampling": 2},
+        {"quality": 95, "subsampling": 2, "progressive": True},
+        {"quality": 85, "optimize": True, "restart_marker_rows": 1},
+        {"quality": 100, "keep_rgb": True},
+    ],
+)
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 33), (121, 250)])
+def test_opencvs_pixels_of_a_jpeg_are_pillows(settings: dict[str, Any], size: tuple[int, int]) -> None:
+    height, width = size
+    coarse_hw3 = np.random.default_rng(width).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse_hw3).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **settings)
+    decoded = decode_image(file.getvalue())
+    assert np.array_equal(decoded.pixels_HW3, np.asarray(Image.open(file).convert("RGB")))
+    assert decoded.pixels_HW3.flags.writeable == ("keep_rgb" not in settings), "Pillow's own array cannot be written to"
+
+
+@pytest.mark.parametrize("level", [0, 1, 6, 9])
+def test_opencvs_levels_of_a_label_are_pillows(level: int) -> None:
+    labels_HW = np.random.default_rng(level).integers(0, 256, (9, 7), dtype=np.uint8).repeat(11, 0).repeat(13, 1)
+    file = io.BytesIO()
+    Image.fromarray(labels_HW).save(file, "PNG", compress_level=level)
+    decoded_HW = decode_labels(file.getvalue())
+    assert np.array_equal(decoded_HW, labels_HW) and decoded_HW.flags.writeable
 
 
 def test_image_error_survives_pickle() -> None:

@@ -51,6 +51,18 @@ def test_shards_come_in_another_order_every_epoch_and_in_the_same_after_a_resume
     assert ids_of_epochs(dataset, first_epoch=1, epochs=2) == [second, third]
 
 
+def test_an_epoch_is_the_same_however_many_shards_a_task_reads(
+    dataset: PreparedDataset, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.training import rows
+
+    parts = dataset.splits["train"].parts
+    assert len(parts) > 2 and sum(part.num_bytes for part in parts) < rows.BYTES_PER_TASK
+    together = ids_of_epochs(dataset, first_epoch=0, epochs=2)
+    monkeypatch.setattr(rows, "BYTES_PER_TASK", 1)
+    assert ids_of_epochs(dataset, first_epoch=0, epochs=2) == together
+
+
 def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int = NUM_TRAIN // 8) -> Iterator[Batch]:
     rows = rows_of(dataset, first_epoch=epochs.start, seed=1)
     return stream_of_passes([Pass(rows=rows, epoch=epoch) for epoch in epochs], steps_per_epoch=steps_per_epoch)
