@@ -22,7 +22,7 @@ from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, 
 from pipelines.fault_points import fault_point
 from pipelines.intake.formats import ImageError, is_plain_gray_png
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
-from pipelines.intake.levels import level_counts
+from pipelines.intake.levels import channel_sums, label_counts
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
 from pipelines.store_errors import StoreUnavailableError
 from segcore import Task
@@ -94,7 +94,7 @@ class Statistics:
     def update(self, image: DecodedImage, labels_HW: NDArray[np.uint8]) -> list[int]:
         """Add an image and its label map; returns its own `class_pixels`."""
         self._add_pixels(image)
-        own: list[int] = level_counts(labels_HW)[: len(self.class_pixels_C)].tolist()
+        own: list[int] = label_counts(labels_HW)[: len(self.class_pixels_C)].tolist()
         self.class_pixels_C = _added(self.class_pixels_C, own)
         self.class_images_C = _added(self.class_images_C, [int(count > 0) for count in own])
         return own
@@ -105,11 +105,9 @@ class Statistics:
         self.class_images_C[class_index] += 1
 
     def _add_pixels(self, image: DecodedImage) -> None:
-        levels = np.arange(256)
-        for channel in range(3):
-            counts = level_counts(image.pixels_HW3, channel=channel)
-            self.channel_sums[channel] += int(counts @ levels)
-            self.channel_square_sums[channel] += int(counts @ levels**2)
+        sums, square_sums = channel_sums(image.pixels_HW3)
+        self.channel_sums = _added(self.channel_sums, sums)
+        self.channel_square_sums = _added(self.channel_square_sums, square_sums)
         self.num_pixels += image.pixels_HW3.shape[0] * image.pixels_HW3.shape[1]
         self.note(image.notes)
 
@@ -300,7 +298,7 @@ def _segmentation_row(
         _check_sizes(image, labels_HW)
     except ImageError as error:
         raise _UnusableError(error.stage, sample.label_uri, f"label: {error}") from error
-    kept = values_HW.dtype == labels_HW.dtype and np.array_equal(values_HW, labels_HW)
+    kept = labels_HW is values_HW or (values_HW.dtype == labels_HW.dtype and np.array_equal(values_HW, labels_HW))
     return {
         "image_id": sample.image_id,
         "image": image_bytes,

@@ -63,12 +63,17 @@ class ClassTable:
         Raises:
             ImageError: stage `validate`: a value is in neither `values` nor `ignore_values`.
         """
+        num_classes, levels_HW = len(self.names), values_HW if values_HW.dtype == np.uint8 else None
+        if self.values == tuple(range(num_classes)) and self.ignore_values == (IGNORE_INDEX,) and levels_HW is not None:
+            if cv2.countNonZero(cv2.inRange(levels_HW, num_classes, IGNORE_INDEX - 1)):
+                raise ImageError(self._outside(values_HW), "validate")
+            return np.asarray(levels_HW, dtype=np.uint8)  # they are the class indices
         table = np.full(65536, MAX_CLASSES, dtype=np.uint8)  # MAX_CLASSES: no class has this index
         table[list(self.ignore_values)] = IGNORE_INDEX
-        table[list(self.values)] = np.arange(len(self.names), dtype=np.uint8)
+        table[list(self.values)] = np.arange(num_classes, dtype=np.uint8)
         indices_HW: NDArray[np.uint8]
-        if values_HW.dtype == np.uint8:
-            indices_HW = np.asarray(cv2.LUT(values_HW, table[:256]), dtype=np.uint8)  # several times faster
+        if levels_HW is not None:
+            indices_HW = np.asarray(cv2.LUT(levels_HW, table[:256]), dtype=np.uint8)  # several times faster
         else:
             indices_HW = table[values_HW]
         if (indices_HW == MAX_CLASSES).any():

@@ -17,7 +17,7 @@ from pipelines.health.hashing import perceptual_hash, shrunk, thumbnail
 from pipelines.health.pair_faults import Fault, label_fault, orientation_fault, size_fault, value_fault
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import DecodedImage, decode_image, decode_labels
-from pipelines.intake.levels import level_counts
+from pipelines.intake.levels import label_counts, level_counts
 from pipelines.store_errors import StoreUnavailableError
 
 DARK_LEVEL, BRIGHT_LEVEL = 8, 247
@@ -160,7 +160,7 @@ def _is_gray(pixels_HW3: NDArray[np.uint8]) -> bool:
 def _label_facts(values_HW: NDArray[np.uint8] | NDArray[np.uint16], class_table: ClassTable) -> dict[str, Any]:
     counts = np.zeros(65536, dtype=np.int64)
     if values_HW.dtype == np.uint8:
-        counts[:256] = level_counts(values_HW.astype(np.uint8, copy=False))
+        counts[:256] = label_counts(values_HW.astype(np.uint8, copy=False))
         present = np.flatnonzero(counts[:256]).tolist()
     else:
         counts += np.bincount(values_HW.ravel(), minlength=65536)
