@@ -2,14 +2,15 @@
 
     python -m pip install --target PEERS --no-deps mosaicml-streaming litdata "transformers<5" "tokenizers<0.23" \
         "huggingface_hub<1" regex xxhash Brotli "python-snappy<1" cramjam "zstd<2" catalogue lightning-utilities obstore
-    python benchmarks/doctor_speed.py --peers PEERS [--rounds 3] [--images 1200]
+    python benchmarks/doctor_speed.py --peers PEERS [--rounds 3] [--images 3200]
 
 The peers pin other versions of our packages, so that they lie in a folder of their own. Each is measured in two ways:
-`Pillow`, as its documentation shows (files opened by Pillow; the writer copies JPEGs and encodes the label PNGs again),
-and `bytes` (both files are copied as they are). Neither decodes an image or looks at a label; we decode both, check one
-against the other and compute statistics, so that `bytes` shows what all of that costs.
+`Pillow`, as its documentation shows (files opened by Pillow; both copy the JPEGs, MDSWriter encodes the label PNGs
+again, `optimize` stores their pixels as they are), and `bytes` (both files are copied). Neither decodes an image or
+looks at a label; we decode both, check one against the other and compute statistics: `bytes` shows what that costs.
 
-Start-up is taken out for everybody: images per second are those of the images beyond the first eighth.
+Start-up is taken out for everybody: images per second are those of the images beyond the first eighth. `optimize` takes
+seconds for its own, so that its rate is noise with fewer than some thousand images.
 """
 
 import importlib
@@ -55,7 +56,7 @@ class BenchmarkConfig:
     """Folder into which the peers were installed; without it they must be importable."""
     rounds: int = 3
     """Times that each side runs, after one that is not counted."""
-    images: int = 1200
+    images: int = 3200
     """Pairs, all different."""
     processes: int = 2
     """Of each side."""
@@ -81,10 +82,12 @@ def main(config: BenchmarkConfig) -> None:
             for name, run in sides.items()
             for amount in ("few", "many")
         }
-        for call in calls.values():
+        sizes = {}
+        for name, call in calls.items():
             call()  # imports, caches
+            sizes[name] = sum(file.stat().st_size for file in (place / "output").rglob("*") if file.is_file())
         seconds = report.interleaved_seconds(calls, rounds=config.rounds)
-    text = _section(config, list(sides), seconds, versions)
+    text = _section(config, list(sides), seconds, sizes, versions)
     print(text)
     report.write_section("doctor_speed", text)
 
@@ -109,7 +112,13 @@ def _once(run: Side, source: Path, output: Path) -> None:
     run(source, output)
 
 
-def _section(config: BenchmarkConfig, names: list[str], seconds: dict[str, list[float]], versions: list[str]) -> str:
+def _section(
+    config: BenchmarkConfig,
+    names: list[str],
+    seconds: dict[str, list[float]],
+    sizes: dict[str, int],
+    versions: list[str],
+) -> str:
     more = config.images - config.images // FEW
     rates = {
         name: [
@@ -122,16 +131,18 @@ def _section(config: BenchmarkConfig, names: list[str], seconds: dict[str, list[
     for name in names:
         whole = statistics.median(seconds[f"{name}/many"])
         ratios = [f"{report.median_ratio(rates[ours], rates[name]):.2f}" for ours in ("doctor", "prepare")]
-        rows.append([name, f"{whole:.1f}", f"{statistics.median(rates[name]):.0f}", *ratios])
-    header = ["side", "all, s", "images/s without start", "doctor / this", "prepare / this"]
+        kilobytes = f"{sizes[f'{name}/many'] / config.images / 1e3:.0f}"
+        rows.append([name, kilobytes, f"{whole:.1f}", f"{statistics.median(rates[name]):.0f}", *ratios])
+    header = ["side", "kB a pair", "all, s", "images/s without start", "doctor / this", "prepare / this"]
     return f"""## Doctor and prepare against MosaicML Streaming and LitData
 
 {report.table(header, rows)}
 
 {config.images} pairs of {HEIGHT} x {WIDTH} (JPEG, PNG) on a local disk, {config.processes} processes each, medians of
 {config.rounds} rounds in turn; streaming {versions[0]}, litdata {versions[1]}. Target of a ratio: {TARGET:g}. Ray and
-the pool of MDSWriter run before; `optimize` starts its processes itself. `Pillow`: JPEGs are copied, label PNGs decoded
-and encoded again; `bytes`: files are copied. Neither decodes an image or checks a label, as doctor and prepare do."""
+the pool of MDSWriter run before; `optimize` starts its processes itself. `Pillow`: JPEGs are copied, label PNGs
+decoded; MDSWriter encodes them again, `optimize` stores their pixels. `bytes`: files are copied. Neither decodes an
+image or checks a label, as doctor and prepare do."""
 
 
 def _doctor(source: Path, output: Path, *, processes: int) -> None:
