@@ -152,11 +152,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
         orientation = orientation_of(image, notes)
         if image.format == "TIFF" and orientation >= 5:
             width, height = height, width  # Pillow's TIFF plugin swaps them at opening
-        pixels_HW3 = None
-        if isinstance(image, JpegImagePlugin.JpegImageFile):
-            pixels_HW3 = plain_jpeg_pixels(image, data) if orientation == 1 else None
-            if pixels_HW3 is None:
-                load_jpeg(image)
+        pixels_HW3 = plain_jpeg_pixels(image, data) if orientation == 1 else None
         if pixels_HW3 is None:
             pixels_HW3 = _upright(image, orientation, bits, notes)
         note_frames(image, notes)
@@ -175,6 +171,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
 
 
 def _upright(image: ImageFile.ImageFile, orientation: int, bits: int, notes: list[str]) -> NDArray[np.uint8]:
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        load_jpeg(image)
     image.load()
     rgb = to_rgb(image, bits, notes)
     if image.format != "TIFF":  # whose plugin turns the picture while it loads

@@ -10,7 +10,7 @@ from typing import BinaryIO, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import JpegImagePlugin
+from PIL import ImageFile, JpegImagePlugin
 
 from pipelines.intake.formats import ImageError
 
@@ -39,7 +39,7 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
     end = _find(file, _END, start=scan)
     image.load()
     if end < 0:
-        raise ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
+        raise _without_end()
     width, height = image.size
     tail = image.crop((width // 2, max(0, height - 8), width, height))
     if tail.getcolors(1) is None or "progressive" in image.info:
@@ -48,28 +48,31 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
     if _ARITHMETIC in file.read(scan):
         return
     if not _is_the_same(image, file, end):
-        raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
+        raise _cut_short()
 
 
-def plain_jpeg_pixels(image: JpegImagePlugin.JpegImageFile, data: bytes) -> NDArray[np.uint8] | None:
-    """What `load_jpeg` makes of an opened file of three channels that says nothing of their meaning, (H, W, 3) RGB.
+def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint8] | None:
+    """What `load_jpeg` makes of a JPEG of three channels that says nothing of their meaning, (H, W, 3) RGB.
 
     Args:
         image: the file, of which the header was read.
         data: the whole file.
 
     Returns:
-        None where that is left to Pillow: gray, CMYK, Adobe's marker, or a file that OpenCV does not read.
+        None where that is left to Pillow: another format, gray, CMYK, Adobe's marker, a picture that is not held twice,
+        or a file that OpenCV does not read.
 
     Raises:
         ImageError: stage `decode`: as `load_jpeg`.
     """
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.width * image.height > _TWICE_PIXELS:
+        return None
     if image.mode != "RGB" or image.layers != 3 or "adobe" in image.info:
         return None
     assert image.fp is not None
     scan = cast(BinaryIO, image.fp).tell()
     if data.rfind(_END, scan) < 0:
-        raise ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
+        raise _without_end()
     pixels_HW3 = _opencv_rgb(data)
     height, width = image.height, image.width
     if pixels_HW3 is None or pixels_HW3.shape != (height, width, 3):
@@ -78,8 +81,16 @@ def plain_jpeg_pixels(image: JpegImagePlugin.JpegImageFile, data: bytes) -> NDAr
     if (tail == tail[:1, :1]).all() and "progressive" not in image.info and _ARITHMETIC not in data[:scan]:
         longer = _opencv_rgb(data[: data.find(_END, scan)] + _FILLER + _END)
         if longer is None or not np.array_equal(longer, pixels_HW3):
-            raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
+            raise _cut_short()
     return pixels_HW3
+
+
+def _without_end() -> ImageError:
+    return ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
+
+
+def _cut_short() -> ImageError:
+    return ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
 
 
 def _opencv_rgb(data: bytes) -> NDArray[np.uint8] | None:

@@ -6,8 +6,6 @@ from numpy.typing import NDArray
 
 EXACT = 2**24
 """OpenCV counts in single precision, which is exact up to here: more pixels are counted in pieces."""
-
-
 PIECE = 2**15
 """Pixels that are summed at a time: their planes stay in the processor's cache."""
 RUNS_SHARE = 8
@@ -38,22 +36,16 @@ def channel_sums(pixels_HW3: NDArray[np.uint8]) -> tuple[list[int], list[int]]:
         piece = pixels_HW3[top : top + rows]
         for channel, plane in enumerate(cv2.split(piece, planes if len(piece) == rows else None)):
             sums[channel] += round(cv2.sumElems(plane)[0])
-            squares[channel] += round(
-                cv2.norm(plane, cv2.NORM_L2SQR)
-            )  # of the root's square: not whole to the last bit
+            # The square of a root: not whole to the last bit.
+            squares[channel] += round(cv2.norm(plane, cv2.NORM_L2SQR))
     return sums, squares
 
 
-def level_counts(pixels: NDArray[np.uint8], *, channel: int = 0) -> NDArray[np.int64]:
-    """How many pixels have each level, int64 of length 256.
-
-    Args:
-        pixels: (H, W), or (H, W, channels).
-        channel: to count.
-    """
+def level_counts(levels_HW: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many pixels have each level, int64 of length 256."""
     counts = np.zeros(256, dtype=np.int64)
-    rows = max(1, EXACT // max(1, pixels.shape[1]))
-    for top in range(0, pixels.shape[0], rows):
-        piece = np.ascontiguousarray(pixels[top : top + rows])
-        counts += np.asarray(cv2.calcHist([piece], [channel], None, [256], [0, 256])).ravel().astype(np.int64)
+    rows = max(1, EXACT // max(1, levels_HW.shape[1]))
+    for top in range(0, levels_HW.shape[0], rows):
+        piece = np.ascontiguousarray(levels_HW[top : top + rows])
+        counts += np.asarray(cv2.calcHist([piece], [0], None, [256], [0, 256])).ravel().astype(np.int64)
     return counts

@@ -185,12 +185,13 @@ def _opened(
 
     if not key:
         return TrackedRun(create(), client)
-    found, own = held_run(client, where, key), False
+    found = held_run(client, where, key)
     if found is None:
         found, own = hold_run(client, where, key, create)
-        if not own:
-            logger.info("another job has begun the same work at this moment; joining its MLflow run")
-    return TrackedRun(found, client) if own else _continued(client, found, tags, presence)
+        if own:
+            return TrackedRun(found, client)
+        logger.info("another job has begun the same work at this moment; joining its MLflow run")
+    return _continued(client, found, tags, presence)
 
 
 def _continued(client: MlflowClient, run_id: str, tags: Mapping[str, str], presence: Presence) -> TrackedRun:

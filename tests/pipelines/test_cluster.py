@@ -144,7 +144,6 @@ def times(number: int, factor: int) -> int:
     return number * factor
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("message, tries", [("The current node timed out during startup. This", 2), ("no space", 1)])
 def test_an_embedded_ray_that_a_busy_machine_starts_too_slowly_is_started_once_more(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, message: str, tries: int
@@ -165,6 +164,7 @@ def test_an_embedded_ray_that_a_busy_machine_starts_too_slowly_is_started_once_m
     assert ("trying once more" in caplog.text) == (tries == 2)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_pieces_are_drawn_as_tasks_end_so_that_their_giver_can_stop() -> None:
     drawn: list[int] = []
 

@@ -24,7 +24,6 @@ class StoredRun:
 
     claim: str = ""
     deleted: bool = False
-    parameters: tuple[str, ...] = ()
 
 
 Store = tuple[tuple[str, StoredRun], ...]
@@ -75,7 +74,7 @@ class ReplayingClient:
 
 
 def as_run(run_id: str, run: StoredRun) -> Any:
-    params = dict.fromkeys(run.parameters, "1") | ({claims.CLAIM_PARAMETER: run.claim} if run.claim else {})
+    params = {claims.CLAIM_PARAMETER: run.claim} if run.claim else {}
     info = SimpleNamespace(run_id=run_id, start_time=0, lifecycle_stage="deleted" if run.deleted else "active")
     return SimpleNamespace(info=info, data=SimpleNamespace(params=params, tags={}))
 
@@ -116,23 +115,23 @@ def drive(answers: tuple[Any, ...]) -> Request | str:
 
 @dataclass
 class Search:
-    """Every state that drivers can come to, from a store with these runs."""
+    """Every state that drivers can come to, from an empty store."""
 
     drivers: str
-    at_once: Callable[[Store, tuple[str, ...]], None]
+    check: Callable[[Store, tuple[str, ...]], None]
     """Called with the store and the runs that the drivers who are done work on."""
     seen: set[Any] = field(default_factory=set)
 
-    def explore(self, start: Store = ()) -> int:
+    def explore(self) -> int:
         """Go through all of them; the number of states."""
-        waiting: list[tuple[Store, tuple[tuple[Any, ...], ...]]] = [(start, ((),) * len(self.drivers))]
+        waiting: list[tuple[Store, tuple[tuple[Any, ...], ...]]] = [((), ((),) * len(self.drivers))]
         while waiting:
             store, pasts = state = waiting.pop()
             if state in self.seen:
                 continue
             self.seen.add(state)
             where = [drive(past) for past in pasts]
-            self.at_once(store, tuple(each for each in where if isinstance(each, str)))
+            self.check(store, tuple(each for each in where if isinstance(each, str)))
             for number, (driver, request) in enumerate(zip(self.drivers, where, strict=True)):
                 if not isinstance(request, str):
                     after, answer = answered(store, driver, request)

@@ -54,6 +54,11 @@ def foreign_driver(*, silent_seconds: float, host: str = "elsewhere") -> dict[st
     return {f"{presence.DRIVER_PREFIX}0": json.dumps(driver | {"beat": time.time() - silent_seconds})}
 
 
+def work_tag(key: str) -> dict[str, str]:
+    """The tag by which `open_work(key)` finds its run."""
+    return {claims.WORK_TAG: digest({"job": "train", "work": {"key": key}})}
+
+
 def lost_run(name: str, tags: dict[str, str]) -> str:
     """A run as a driver leaves it that has no time to say anything."""
     client = MlflowClient()
@@ -148,8 +153,7 @@ def test_a_run_that_no_driver_came_to_hold_gives_way(store: str) -> None:
     """Its driver died between two requests."""
     with open_work("any"):
         pass
-    work = digest({"job": "train", "work": {"key": "died"}})
-    dead = lost_run("died", {claims.WORK_TAG: work})
+    dead = lost_run("died", work_tag("died"))
     with open_work("died") as run:
         assert run.run_id != dead and run.starts == 1
     assert read(dead).info.lifecycle_stage == "deleted"
@@ -159,8 +163,7 @@ def test_an_unfinished_run_of_an_earlier_version_is_continued(store: str) -> Non
     """It has parameters, but no claim."""
     with open_work("any"):
         pass
-    work = digest({"job": "train", "work": {"key": "earlier"}})
-    earlier = lost_run("earlier", {claims.WORK_TAG: work})
+    earlier = lost_run("earlier", work_tag("earlier"))
     MlflowClient().log_param(earlier, "workers", 1)
     with open_work("earlier") as run:
         assert run.run_id == earlier
