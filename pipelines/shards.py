@@ -206,13 +206,21 @@ def read_part(dataset: PreparedDataset, part: Part, *, columns: Sequence[str] | 
         ValueError: the part is missing or its bytes have changed.
     """
     uri = storage.join(dataset.uri, part.path)
+    return parse_part(fetch_part(uri), name=uri, sha256=part.sha256, columns=columns)
+
+
+def fetch_part(uri: str) -> bytes:
+    """The bytes of one part, whatever they are.
+
+    Raises:
+        ValueError: it is missing.
+    """
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
         raise ValueError(
             f"shard {uri} is missing though the manifest lists it; restore it, or run jobs/prepare.py again"
         ) from None
-    return parse_part(data, name=uri, sha256=part.sha256, columns=columns)
 
 
 def spread_rows(
@@ -245,7 +253,9 @@ def parse_part(data: bytes, *, name: str, sha256: str, columns: Sequence[str] | 
             f"shard {name} is corrupt or was changed: its {len(data)} bytes have SHA-256 {found}, the manifest says "
             f"{sha256}; restore it from a copy, or remove the dataset's folder and run jobs/prepare.py again"
         )
-    return pq.read_table(io.BytesIO(data), columns=None if columns is None else list(columns))
+    # Not `read_table`, which scans datasets of many files; nor Arrow's threads, where other parts are read meanwhile.
+    file = pq.ParquetFile(pa.BufferReader(data))
+    return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def part_path(split: str, index: int) -> str:

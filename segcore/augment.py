@@ -8,6 +8,7 @@ resizing the whole image. Everything stays uint8; normalisation happens later, o
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -76,23 +77,28 @@ def augment(
     rows = _span(labels_HW.shape[0], config.crop_height, scale, draws[1])
     columns = _span(labels_HW.shape[1], config.crop_width, scale, draws[2])
     window = (slice(rows.start, rows.start + rows.length), slice(columns.start, columns.start + columns.length))
-    image_3HW = image_3HW[:, window[0], window[1]]
-    labels_1HW = labels_HW[None, window[0], window[1]]
+    image_3HW, labels_HW = image_3HW[:, window[0], window[1]], labels_HW[window]
     size = [rows.resized, columns.resized]
     if size != [rows.length, columns.length]:
         image_3HW = F.resize_image(image_3HW, size, InterpolationMode.BILINEAR, antialias=True)
-        # nearest-exact shares bilinear's pixel centres; plain nearest shifts labels by up to half a pixel
-        labels_1HW = F.resize_mask(labels_1HW, size, InterpolationMode.NEAREST_EXACT)
+        labels_HW = _nearest(labels_HW, rows, columns)
     if config.flip and draws[3] < 0.5:
-        image_3HW, labels_1HW = image_3HW.flip(-1), labels_1HW.flip(-1)
+        image_3HW, labels_HW = image_3HW.flip(-1), labels_HW.flip(-1)
     if config.blur and draws[10] < 0.5:
         image_3HW = F.gaussian_blur_image(image_3HW, [BLUR_SIDE, BLUR_SIDE], [BLUR_DEVIATION, BLUR_DEVIATION])
     image_3HW = _jitter(image_3HW, config, draws[4:8])
     padding = [columns.pad_before, rows.pad_before, columns.pad_after, rows.pad_after]
     if any(padding):
         image_3HW = F.pad_image(image_3HW, padding, fill=list(fill))
-        labels_1HW = F.pad_mask(labels_1HW, padding, fill=IGNORE_INDEX)
-    return image_3HW.contiguous(), labels_1HW[0].contiguous()
+        labels_HW = F.pad_mask(labels_HW, padding, fill=IGNORE_INDEX)
+    return image_3HW.contiguous(), labels_HW.contiguous()
+
+
+def _nearest(labels_HW: Tensor, rows: _Span, columns: _Span) -> Tensor:
+    """Labels resized to the pixels whose centres lie nearest, as bilinear interpolation places them; the right or lower
+    one of two that are as near. Plain `nearest` of PyTorch shifts labels by up to half a pixel."""
+    sources = [(2 * np.arange(axis.resized) + 1) * axis.length // (2 * axis.resized) for axis in (rows, columns)]
+    return torch.from_numpy(labels_HW.numpy().take(sources[0], axis=0).take(sources[1], axis=1))
 
 
 def _scale(config: AugmentConfig, draw: float) -> float:

@@ -1,14 +1,14 @@
 """JPEG files: truncated and broken ones, which libjpeg decodes with a warning that nobody passes on, are refused here.
 
-Plain ones in colour are decoded by OpenCV. Its pixels are Pillow's, as libjpeg-turbo makes both; but other threads run
-meanwhile, while Pillow packs the pixels again and holds Python's lock for that.
+Plain ones in colour are decoded by simplejpeg. Its pixels are Pillow's, as libjpeg-turbo makes both; but it tells what
+libjpeg warns of, and other threads run meanwhile, while Pillow packs the pixels again and holds Python's lock for that.
 """
 
 import io
 from typing import BinaryIO, cast
 
-import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import ImageFile, JpegImagePlugin
 
@@ -39,7 +39,7 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
     end = _find(file, _END, start=scan)
     image.load()
     if end < 0:
-        raise _without_end()
+        raise ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
     width, height = image.size
     tail = image.crop((width // 2, max(0, height - 8), width, height))
     if tail.getcolors(1) is None or "progressive" in image.info:
@@ -48,7 +48,7 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
     if _ARITHMETIC in file.read(scan):
         return
     if not _is_the_same(image, file, end):
-        raise _cut_short()
+        raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
 
 
 def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint8] | None:
@@ -59,43 +59,17 @@ def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uin
         data: the whole file.
 
     Returns:
-        None where that is left to Pillow: another format, gray, CMYK, Adobe's marker, a picture that is not held twice,
-        or a file that OpenCV does not read.
-
-    Raises:
-        ImageError: stage `decode`: as `load_jpeg`.
+        None where that is left to Pillow and `load_jpeg`: another format, gray, CMYK, Adobe's marker, or a file that
+        libjpeg does not read without a warning.
     """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.width * image.height > _TWICE_PIXELS:
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
         return None
-    if image.mode != "RGB" or image.layers != 3 or "adobe" in image.info:
+    if image.layers != 3 or "adobe" in image.info:
         return None
-    assert image.fp is not None
-    scan = cast(BinaryIO, image.fp).tell()
-    if data.rfind(_END, scan) < 0:
-        raise _without_end()
-    pixels_HW3 = _opencv_rgb(data)
-    height, width = image.height, image.width
-    if pixels_HW3 is None or pixels_HW3.shape != (height, width, 3):
+    try:
+        return cast("NDArray[np.uint8]", simplejpeg.decode_jpeg(data, strict=True))
+    except ValueError:
         return None
-    tail = pixels_HW3[max(0, height - 8) :, width // 2 :]
-    if (tail == tail[:1, :1]).all() and "progressive" not in image.info and _ARITHMETIC not in data[:scan]:
-        longer = _opencv_rgb(data[: data.find(_END, scan)] + _FILLER + _END)
-        if longer is None or not np.array_equal(longer, pixels_HW3):
-            raise _cut_short()
-    return pixels_HW3
-
-
-def _without_end() -> ImageError:
-    return ImageError("the JPEG file is truncated or broken: it has no end marker", "decode")
-
-
-def _cut_short() -> ImageError:
-    return ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
-
-
-def _opencv_rgb(data: bytes) -> NDArray[np.uint8] | None:
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    return cast("NDArray[np.uint8] | None", cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags))
 
 
 def _is_the_same(image: JpegImagePlugin.JpegImageFile, file: BinaryIO, end: int) -> bool:

@@ -4,6 +4,7 @@
    the workers, equally and reproducibly (`rows`). Rows stay encoded: a decoded photo is 20 to 50 times larger.
 2. Each worker shuffles its rows within a buffer, decodes and augments them in threads, and keeps a few uint8 batches
    ready. Normalisation happens on the device. What a row becomes is the task's business (`tasks`).
+3. It asks for the next epoch's rows before it has decoded the last ones of this: Ray takes half a second to begin.
 
 Everything is a function of (seed, epoch, worker), so a resumed run sees the batches that it would have seen, within an
 epoch too: what was seen of it is passed over, still encoded.
@@ -14,11 +15,11 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
@@ -44,6 +45,9 @@ Pair = tuple[Tensor, Tensor]
 
 ROWS_AT_A_TIME = 64
 """Encoded images that Ray Data hands over at a time; each time costs a millisecond or two."""
+READY_TABLES = 2
+"""So many times such images wait for the decoding threads, beyond what Ray Data itself has ready; they are the work of
+the time in which Ray Data begins an epoch."""
 READY_BATCHES = 3
 """Augmented batches that wait for the network, per worker."""
 
@@ -76,7 +80,7 @@ class Pass:
 
 
 def training_batches(
-    passes: Iterable[Pass],
+    passes: Sequence[Pass],
     *,
     draw: Callable[[Row, torch.Generator], Pair],
     batch_size: int,
@@ -117,14 +121,21 @@ def training_batches(
             local_shuffle_seed=int(np.random.SeedSequence(order).generate_state(1)[0]),
         )
 
-    def rows_of_batches() -> Iterator[list[tuple[int, Row]]]:
+    def tables_of_passes() -> Iterator[Any]:
         for one in passes:
+            yield from tables_of(one)
+            yield None  # its end
+
+    def rows_of_batches() -> Iterator[list[tuple[int, Row]]]:
+        tables = started(tables_of_passes, depth=READY_TABLES)
+        for one in passes:
+            of_this = takewhile(lambda table: table is not None, tables)
             sizes = (before(step + 1) - before(step) for step in count(one.done))
             passed_over = before(one.done) - before(one.first_step)
             # Ray Data's equal split leaves out up to workers - 1 images: a share may lack one image for its last batch.
             repeat_at = None if divides else steps_per_epoch - 1 - one.done
             step = one.done
-            for batch in _grouped(tables_of(one), sizes, passed_over=passed_over, repeat_at=repeat_at):
+            for batch in _grouped(of_this, sizes, passed_over=passed_over, repeat_at=repeat_at):
                 if step < steps_per_epoch:  # what is too much would open the next epoch
                     yield [(one.epoch, row) for row in batch]
                 step += 1

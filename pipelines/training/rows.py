@@ -4,21 +4,24 @@ Ray's reader and controller processes import this module and nothing heavier: Py
 each of them five seconds at every start.
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.data import DataContext, FileShuffleConfig, TaskPoolStrategy
+from ray.data import DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
 
-from pipelines import storage
-from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, parse_part, reopen_dataset
+from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, fetch_part, parse_part
 from pipelines.training.position import ROW, latest_checkpoint, pack, read_position, seen_images, unpack
 from pipelines.training.visits import visited_rows
-from segcore import Task
 
 RowsKind = Literal["whole", "rest", "divided_anew"]
 BYTES_PER_TASK = 16 * 2**20
@@ -26,17 +29,8 @@ BYTES_PER_TASK = 16 * 2**20
 decoding ten images takes, so that small shards are read several at a time; for large ones it does not matter."""
 READERS_WITHOUT_CPUS = 4
 """Tasks that read at once where they hold no logical CPU."""
-
-
-@dataclass
-class EpochShuffle(FileShuffleConfig):
-    """Ray Data's order of files, counted from the epoch at which this start of the run begins."""
-
-    first_epoch: int = 0
-
-    def get_seed(self, execution_idx: int = 0) -> int | None:
-        """Seed of one pass over the files."""
-        return super().get_seed(self.first_epoch + execution_idx)
+FETCHES_AT_ONCE = 8
+"""Shards that a task fetches at once, in threads, which wait for an object store most of their time."""
 
 
 def shard_rows(
@@ -61,35 +55,74 @@ def shard_rows(
         without_cpus: read in tasks that hold no logical CPU: an elastic group of workers may hold them all.
         image_weights: URI of a file with the shares of the visits; "" visits every image once.
     """
-    uris = dataset.part_uris(split)
-    paths = [storage.filesystem(uri)[1] for uri in uris]
-    arrow_fs, _ = storage.arrow_filesystem(uris[0])
-    read_settings: dict[str, Any] = {}
-    parse_settings: dict[str, Any] = {}
+    source = ShardsDatasource(
+        dataset, split=split, seed=seed, first_epoch=first_epoch, seen=seen, image_weights=image_weights
+    )
     num_tasks = _num_tasks([part.num_bytes for part in dataset.splits[split].parts])
-    if without_cpus:
-        at_once = min(READERS_WITHOUT_CPUS, num_tasks)
-        read_settings = {"num_cpus": 0, "concurrency": at_once}
-        parse_settings = {"num_cpus": 0, "compute": TaskPoolStrategy(size=at_once)}
-    files = ray.data.read_binary_files(
-        paths,
-        filesystem=arrow_fs,
-        include_paths=True,
-        override_num_blocks=num_tasks,
-        shuffle=EpochShuffle(seed=seed, first_epoch=first_epoch),
-        **read_settings,
-    )
-    packed = None if seen is None else pack(seen)
-    parse = partial(
-        _parse_shard,
-        dataset=dataset,
-        split=split,
-        seen=packed,
-        seed=seed,
-        first_epoch=first_epoch,
-        image_weights=image_weights,
-    )
-    return files.map_batches(parse, batch_size=1, batch_format="pyarrow", **parse_settings)
+    settings = {"num_cpus": 0, "concurrency": min(READERS_WITHOUT_CPUS, num_tasks)} if without_cpus else {}
+    rows: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=num_tasks, **settings)
+    return rows
+
+
+class ShardsDatasource(Datasource):
+    """A split's shards, each verified and opened by the task that fetches it; see `shard_rows`.
+
+    Ray's own readers would do, but for two copies of each shard and a third to learn its size: several times the work
+    of reading it.
+    """
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        *,
+        split: str,
+        seed: int,
+        first_epoch: int,
+        seen: NDArray[np.bool_] | None,
+        image_weights: str,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dataset, self._split = dataset, split
+        self._seed, self._first_epoch = seed, first_epoch
+        self._seen, self._image_weights = None if seen is None else pack(seen), image_weights
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all shards: their images stay encoded."""
+        return sum(part.num_bytes for part in self._dataset.splits[self._split].parts)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """The tasks of one execution, which is one epoch; each reads some of its shards, in its order."""
+        # Ray counts a dataset's executions here, for its own reseeding; no public call tells. The tests compare the
+        # epochs of one dataset with those of datasets that begin later, and would notice a change.
+        epoch = self._first_epoch + (data_context._execution_idx if data_context else 0)
+        parts = self._dataset.splits[self._split].parts
+        uris = self._dataset.part_uris(self._split)
+        starts = np.cumsum([0] + [part.num_rows for part in parts]).tolist()
+        visits = _Visits(
+            columns=TRAINING_COLUMNS[self._dataset.task],
+            schema=SCHEMAS[self._dataset.task],
+            # Once for all tasks: of a million images it has 125 kB.
+            seen=None if self._seen is None else ray.put(self._seen),
+            num_images=starts[-1],
+            image_weights=self._image_weights,
+            seed=self._seed,
+            epoch=epoch,
+        )
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(parts))
+        tasks = []
+        for numbers in np.array_split(order, min(parallelism, len(parts))):
+            shards = [_Shard(uris[number], parts[number], starts[number]) for number in numbers.tolist()]
+            size = BlockMetadata(
+                num_rows=None,
+                size_bytes=sum(shard.part.num_bytes for shard in shards),
+                exec_stats=None,
+                input_files=None,
+            )
+            read = partial(_opened_shards, shards, visits)
+            tasks.append(ReadTask(read, size, per_task_row_limit=per_task_row_limit))
+        return tasks
 
 
 def _num_tasks(part_bytes: list[int]) -> int:
@@ -97,52 +130,55 @@ def _num_tasks(part_bytes: list[int]) -> int:
     return min(len(part_bytes), -(-sum(part_bytes) // BYTES_PER_TASK))
 
 
-@lru_cache(maxsize=4)
-def _places(uri: str, digest: str, task: Task, split: str) -> dict[str, tuple[Part, int]]:
-    """Each part by its path, and how many images lie before it; once per process."""
-    dataset = reopen_dataset(uri, digest, task)
-    found, start = {}, 0
-    for part_uri, part in zip(dataset.part_uris(split), dataset.splits[split].parts, strict=True):
-        found[storage.filesystem(part_uri)[1]] = (part, start)
-        start += part.num_rows
-    return found
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Where a shard lies, what it must be, and how many images lie before it."""
+
+    uri: str
+    part: Part
+    start: int
 
 
-def _parse_shard(
-    files: pa.Table,
-    *,
-    dataset: PreparedDataset,
-    split: str,
-    seen: NDArray[np.uint8] | None,
-    seed: int = 0,
-    first_epoch: int = 0,
-    image_weights: str = "",
-) -> pa.Table:
-    """Verify and open one shard that was read whole; what is wrong with it travels in `error`, on each of its rows.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Visits:
+    """What all tasks of an epoch share: which columns and which rows of a shard they hand out."""
+
+    columns: tuple[str, ...]
+    schema: pa.Schema
+    seen: "ray.ObjectRef[NDArray[np.uint8]] | None"
+    num_images: int
+    image_weights: str
+    seed: int
+    epoch: int
+
+
+def _opened_shards(shards: list[_Shard], visits: _Visits) -> Iterator[pa.Table]:
+    """The rows of each shard. What is wrong with a shard travels in `error`, on each of its rows.
 
     An exception here would reach the worker as Ray's own, without its type.
     """
-    path = files["path"][0].as_py()
-    task = dataset.task
-    part, start = _places(dataset.uri, dataset.digest, task, split)[path]
-    columns = TRAINING_COLUMNS[task]
-    problem: str | None = None
+    seen = None if visits.seen is None else unpack(ray.get(visits.seen), num_images=visits.num_images)
+    with ThreadPoolExecutor(min(FETCHES_AT_ONCE, len(shards))) as pool:
+        fetched = [pool.submit(fetch_part, shard.uri) for shard in shards]
+        for shard, data in zip(shards, fetched, strict=True):
+            yield _opened(shard, data.result, visits, seen)
+
+
+def _opened(shard: _Shard, fetch: Callable[[], bytes], visits: _Visits, seen: NDArray[np.bool_] | None) -> pa.Table:
+    part, problem = shard.part, None
     try:
-        rows = parse_part(files["bytes"][0].as_py(), name=path, sha256=part.sha256, columns=columns)
+        rows = parse_part(fetch(), name=shard.uri, sha256=part.sha256, columns=visits.columns)
     except ValueError as error:
-        broken = {name: pa.nulls(part.num_rows, SCHEMAS[task].field(name).type) for name in columns}
+        broken = {name: pa.nulls(part.num_rows, visits.schema.field(name).type) for name in visits.columns}
         rows, problem = pa.table(broken), str(error)
-    numbers = np.arange(start, start + part.num_rows)
-    if image_weights:
-        # Ray counts a dataset's executions here, for its own reseeding; no public call tells a task. The tests compare
-        # the epochs of one dataset with those of datasets that begin later, and would notice a change.
-        epoch = first_epoch + DataContext.get_current()._execution_idx
-        rows, numbers = visited_rows(rows, start=start, image_weights=image_weights, seed=seed, epoch=epoch)
+    numbers = np.arange(shard.start, shard.start + part.num_rows)
+    if visits.image_weights:
+        rows, numbers = visited_rows(
+            rows, start=shard.start, image_weights=visits.image_weights, seed=visits.seed, epoch=visits.epoch
+        )
     problems = pa.array([problem] * rows.num_rows, pa.string())
     rows = rows.append_column(ROW, pa.array(numbers, pa.int64())).append_column("error", problems)
-    if seen is None:
-        return rows
-    return rows.filter(pa.array(~unpack(seen, num_images=dataset.splits[split].num_images)[numbers]))
+    return rows if seen is None else rows.filter(pa.array(~seen[numbers]))
 
 
 def rows_to_train_on(

@@ -361,3 +361,18 @@ def test_validation_shows_torchvision_s_resized_centre(height: int, width: int) 
 def test_windows_that_make_no_sense_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClassificationAugmentConfig(**(dataclasses.asdict(WHOLE) | change))
+
+
+@pytest.mark.parametrize(("source", "crop"), [(40, 64), (64, 40), (2, 97), (33, 100), (150, 37)])
+def test_labels_are_resized_to_the_nearest_pixel_centres(source: int, crop: int) -> None:
+    """Two that are as near: the right or lower one, without rounding in between."""
+    config = AugmentConfig(
+        crop_height=crop, crop_width=crop, scale_min=crop / source, scale_max=crop / source, flip=False
+    )
+    columns_HW = torch.arange(source, dtype=torch.uint8).expand(source, source)
+    for labels_HW, axis in ((columns_HW, 0), (columns_HW.T, 1)):
+        _, resized_HW = augment(torch.zeros(3, source, source, dtype=torch.uint8), labels_HW, config, generator(0))
+        # In units of half an output pixel of `source` input pixels: every centre is a whole number.
+        centres = [[abs((2 * out + 1) * source - (2 * own + 1) * crop) for own in range(source)] for out in range(crop)]
+        nearest = [max(own for own in range(source) if row[own] == min(row)) for row in centres]
+        assert resized_HW.select(axis, crop // 2).tolist() == nearest

@@ -114,7 +114,7 @@ def test_only_image_errors_come_out_of_broken_files(file_format: str) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 33), (121, 250)])
-def test_opencvs_pixels_of_a_jpeg_are_pillows(settings: dict[str, Any], size: tuple[int, int]) -> None:
+def test_simplejpegs_pixels_are_pillows(settings: dict[str, Any], size: tuple[int, int]) -> None:
     height, width = size
     coarse_hw3 = np.random.default_rng(width).integers(0, 256, (height // 6 + 1, width // 6 + 1, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -279,3 +279,39 @@ def test_decoded_rows_are_writable_and_aligned(dataset: PreparedDataset) -> None
     counts = Counter(labels_HW.flatten().tolist())
     assert [counts.get(index, 0) for index in range(dataset.num_classes)] == row["class_pixels"]
     labels_HW += 0  # raises on read-only memory
+
+
+def test_the_next_epochs_rows_are_asked_for_before_the_last_ones_of_an_epoch_are_decoded() -> None:
+    """Ray Data takes half a second to begin an epoch; meanwhile there is something to decode."""
+    asked, hold = [threading.Event(), threading.Event()], threading.Event()
+
+    class Share(SplitRows):
+        def __init__(self, epoch: int) -> None:
+            super().__init__(0, 32)
+            self.epoch = epoch
+
+        def iter_batches(self, *, batch_size: int, **settings: Any) -> Iterator[pa.Table]:
+            asked[self.epoch].set()
+            yield from super().iter_batches(batch_size=8)
+
+    def draw(row: Any, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        assert hold.wait(30)
+        return torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)
+
+    shares: list[Any] = [Share(0), Share(1)]
+    stream = training_batches(
+        [Pass(rows=share, epoch=share.epoch) for share in shares],
+        draw=draw,
+        batch_size=8,
+        steps_per_epoch=4,
+        shuffle_buffer=1,
+        seed=0,
+        rank=0,
+        world_size=1,
+        num_threads=1,
+        pin_memory=False,
+    )
+    early = asked[1].wait(20)
+    hold.set()
+    assert early, "no image of the first epoch is decoded yet"
+    assert [number for batch in stream for number in batch.rows] == 2 * list(range(32))

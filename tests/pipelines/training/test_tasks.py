@@ -1,6 +1,7 @@
 """What classification does in its own way: pairs, counts that any number of workers merges to the same, scores."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,25 @@ def test_a_step_lowers_the_loss_of_its_own_batch(dataset: PreparedDataset) -> No
 def test_a_broken_shard_is_told_by_the_rows_of_a_classification_dataset_too(
     dataset: PreparedDataset, tmp_path: Path
 ) -> None:
-    import pyarrow as pa
+    from pipelines.training.rows import ShardsDatasource
 
-    from pipelines.training.rows import _parse_shard
-
-    part = dataset.splits["train"].parts[0]
-    path = str(Path(dataset.uri, part.path))
-    files = pa.table({"path": [path], "bytes": [b"not parquet"]})
-    rows = _parse_shard(files, dataset=dataset, split="train", seen=None)
-    assert rows.num_rows == part.num_rows and "is corrupt or was changed" in rows["error"][0].as_py()
-    whole = pa.table({"path": [path], "bytes": [Path(path).read_bytes()]})
-    good = _parse_shard(whole, dataset=dataset, split="train", seen=None)
+    copy = Path(shutil.copytree(dataset.uri, tmp_path / "data"))
+    first, *others = dataset.splits["train"].parts
+    Path(copy, first.path).write_bytes(b"not parquet")
+    Path(copy, others[0].path).unlink()
+    source = ShardsDatasource(
+        open_dataset(str(copy), task="classification"),
+        split="train",
+        seed=0,
+        first_epoch=0,
+        seen=None,
+        image_weights="",
+    )
+    (task,) = source.get_read_tasks(1)
+    tables = {table["row"][0].as_py(): table for table in task()}
+    rows, missing, good = tables[0], tables[first.num_rows], tables[first.num_rows + others[0].num_rows]
+    assert rows.num_rows == first.num_rows and "is corrupt or was changed" in rows["error"][0].as_py()
+    assert missing.num_rows == others[0].num_rows and "is missing" in missing["error"][0].as_py()
+    assert set(good["error"].to_pylist()) == {None}
     assert good.column_names == rows.column_names == ["image_id", "image", "class_index", "row", "error"]
     assert good.schema.types == rows.schema.types
