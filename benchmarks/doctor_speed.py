@@ -36,7 +36,6 @@ from pipelines.datasets.folder import FolderConfig
 from pipelines.datasets.scenes import CLASSES, draw_scene
 from pipelines.demo_images import jpeg
 from pipelines.doctor import DoctorConfig, examine_dataset
-from pipelines.intake.images import encode_labels_png
 from pipelines.prepare import PrepareConfig, prepare
 
 HEIGHT, WIDTH = 360, 480
@@ -208,7 +207,7 @@ def _write_pairs(folder: Path, count: int) -> None:
     for seed in range(count):
         pixels_HW3, labels_HW = draw_scene(seed, height=HEIGHT, width=WIDTH)
         (folder / f"images/{seed:05d}.jpg").write_bytes(jpeg(pixels_HW3))
-        (folder / f"labels/{seed:05d}.png").write_bytes(encode_labels_png(labels_HW))
+        Image.fromarray(labels_HW).save(folder / f"labels/{seed:05d}.png")  # with Pillow's filters, as datasets come
     classes = {"names": [name for name, _ in CLASSES], "ignore": [255]}
     storage.write_atomic(str(folder / "classes.json"), storage.json_bytes(classes))
 
