@@ -1,10 +1,10 @@
 """Your own data: a folder of images, a folder of labels with the same names, and a small file with the classes."""
 
 import dataclasses
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 
 from pipelines import storage
 from pipelines.datasets.class_table_files import read_label_coding
@@ -69,13 +69,12 @@ def list_samples(config: FolderConfig) -> DatasetListing:
 def _files_by_key(folder: str, *, what: str) -> dict[str, str]:
     """URIs of image files by their path below `folder` without suffix."""
     require_folder(folder, what=what)
-    _, root = storage.filesystem(folder)
+    below = storage.filesystem(folder)[1].rstrip("/") + "/"
     found: dict[str, str] = {}
     for uri in storage.list_files(folder):
-        path = PurePosixPath(storage.filesystem(uri)[1]).relative_to(PurePosixPath(root))
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        key, suffix = posixpath.splitext(storage.filesystem(uri)[1].removeprefix(below))
+        if suffix.lower() not in IMAGE_SUFFIXES or posixpath.basename(key).startswith("."):
             continue
-        key = str(path.with_suffix(""))
         if key in found:
             raise ValueError(f"{found[key]} and {uri} have one name; {what} needs one file per name: remove one")
         found[key] = uri
