@@ -49,6 +49,7 @@ SERVING_PACKAGES = (
     "scipy",
     "threadpoolctl",
     "pillow",
+    "simplejpeg",
     "opencv-contrib-python-headless",
     "pandas",
 )
