@@ -4,10 +4,11 @@
         "huggingface_hub<1" regex xxhash Brotli "python-snappy<1" cramjam "zstd<2" catalogue lightning-utilities obstore
     python benchmarks/doctor_speed.py --peers PEERS [--rounds 3] [--images 3200]
 
-The peers pin other versions of our packages, so that they lie in a folder of their own. Each is measured in two ways:
+The peers pin other versions of our packages, so that they lie in a folder of their own. Each is measured in three ways:
 `Pillow`, as its documentation shows (files opened by Pillow; both copy the JPEGs, MDSWriter encodes the label PNGs
-again, `optimize` stores their pixels as they are), and `bytes` (both files are copied). Neither decodes an image or
-looks at a label; we decode both, check one against the other and compute statistics: `bytes` shows what that costs.
+again, `optimize` stores their pixels as they are), `checked` (the same, and the image is decoded before, so that broken
+ones are found), and `bytes` (both files are copied). We decode both, check one against the other and compute
+statistics.
 
 Start-up is taken out for everybody: images per second are those of the images beyond the first eighth. `optimize` takes
 seconds for its own, so that its rate is noise with fewer than some thousand images.
@@ -96,14 +97,11 @@ Side = Callable[[Path, Path], object]
 
 
 def _sides(pool: ProcessPoolExecutor, processes: int) -> dict[str, Side]:
-    return {
-        "doctor": partial(_doctor, processes=processes),
-        "prepare": partial(_prepare, processes=processes),
-        "MDSWriter, Pillow": partial(_mds, pool=pool, processes=processes, opened=True),
-        "optimize, Pillow": partial(_litdata, processes=processes, opened=True),
-        "MDSWriter, bytes": partial(_mds, pool=pool, processes=processes, opened=False),
-        "optimize, bytes": partial(_litdata, processes=processes, opened=False),
-    }
+    sides: dict[str, Callable[..., None]] = {"doctor": _doctor, "prepare": _prepare}
+    for way in _READ:
+        sides[f"MDSWriter, {way}"] = partial(_mds, pool=pool, way=way)
+        sides[f"optimize, {way}"] = partial(_litdata, way=way)
+    return {name: partial(run, processes=processes) for name, run in sides.items()}
 
 
 def _once(run: Side, source: Path, output: Path) -> None:
@@ -140,8 +138,8 @@ def _section(
 {config.images} pairs of {HEIGHT} x {WIDTH} (JPEG, PNG) on a local disk, {config.processes} processes each, medians of
 {config.rounds} rounds in turn; streaming {versions[0]}, litdata {versions[1]}. Target of a ratio: {TARGET:g}. Ray and
 the pool of MDSWriter run before; `optimize` starts its processes itself. `Pillow`: JPEGs are copied, label PNGs
-decoded; MDSWriter encodes them again, `optimize` stores their pixels. `bytes`: files are copied. Neither decodes an
-image or checks a label, as doctor and prepare do."""
+decoded; MDSWriter encodes them again, `optimize` stores their pixels. `checked`: the same, and JPEGs are decoded
+before, as doctor and prepare do, which also check labels and compute statistics. `bytes`: files are copied."""
 
 
 def _doctor(source: Path, output: Path, *, processes: int) -> None:
@@ -152,27 +150,27 @@ def _prepare(source: Path, output: Path, *, processes: int) -> None:
     prepare(PrepareConfig(dataset=_folder(source), output=str(output), workers=processes))
 
 
-def _mds(source: Path, output: Path, *, pool: ProcessPoolExecutor, processes: int, opened: bool) -> None:
+def _mds(source: Path, output: Path, *, pool: ProcessPoolExecutor, processes: int, way: str) -> None:
     pairs = _pairs(source)
-    jobs = [pool.submit(_write_mds, str(output / str(n)), pairs[n::processes], opened) for n in range(processes)]
+    jobs = [pool.submit(_write_mds, str(output / str(n)), pairs[n::processes], way) for n in range(processes)]
     for job in jobs:
         job.result()
     importlib.import_module("streaming.base.util").merge_index(str(output))
 
 
-def _write_mds(output: str, pairs: list[Pair], opened: bool) -> None:
+def _write_mds(output: str, pairs: list[Pair], way: str) -> None:
     writer = importlib.import_module("streaming").MDSWriter
-    kinds = ("jpeg", "png") if opened else ("bytes", "bytes")
+    kinds = ("bytes", "bytes") if way == "bytes" else ("jpeg", "png")
     with writer(
         out=output, columns={"name": "str", "image": kinds[0], "label": kinds[1]}, size_limit=CHUNK_BYTES
     ) as out:
         for pair in pairs:
-            out.write(_opened(pair) if opened else _bytes(pair))
+            out.write(_READ[way](pair))
 
 
-def _litdata(source: Path, output: Path, *, processes: int, opened: bool) -> None:
+def _litdata(source: Path, output: Path, *, processes: int, way: str) -> None:
     importlib.import_module("litdata").optimize(
-        fn=_opened if opened else _bytes,
+        fn=_READ[way],
         inputs=_pairs(source),
         output_dir=str(output),
         chunk_bytes=CHUNK_BYTES,
@@ -185,8 +183,17 @@ def _opened(pair: Pair) -> dict[str, Any]:
     return {"name": Path(pair[0]).stem, "image": Image.open(pair[0]), "label": Image.open(pair[1])}
 
 
+def _checked(pair: Pair) -> dict[str, Any]:
+    row = _opened(pair)
+    row["image"].load()
+    return row
+
+
 def _bytes(pair: Pair) -> dict[str, Any]:
     return {"name": Path(pair[0]).stem, "image": Path(pair[0]).read_bytes(), "label": Path(pair[1]).read_bytes()}
+
+
+_READ: dict[str, Callable[[Pair], dict[str, Any]]] = {"Pillow": _opened, "checked": _checked, "bytes": _bytes}
 
 
 def _pairs(source: Path) -> list[Pair]:
