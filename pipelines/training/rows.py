@@ -22,6 +22,7 @@ from ray.data.datasource import ReadTask
 from pipelines.shards import SCHEMAS, TRAINING_COLUMNS, Part, PreparedDataset, fetch_part, parse_part
 from pipelines.training.position import ROW, latest_checkpoint, pack, read_position, seen_images, unpack
 from pipelines.training.visits import visited_rows
+from segcore import Task
 
 RowsKind = Literal["whole", "rest", "divided_anew"]
 BYTES_PER_TASK = 16 * 2**20
@@ -101,8 +102,7 @@ class ShardsDatasource(Datasource):
         uris = self._dataset.part_uris(self._split)
         starts = np.cumsum([0] + [part.num_rows for part in parts]).tolist()
         visits = _Visits(
-            columns=TRAINING_COLUMNS[self._dataset.task],
-            schema=SCHEMAS[self._dataset.task],
+            task=self._dataset.task,
             # Once for all tasks: of a million images it has 125 kB.
             seen=None if self._seen is None else ray.put(self._seen),
             num_images=starts[-1],
@@ -141,10 +141,9 @@ class _Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Visits:
-    """What all tasks of an epoch share: which columns and which rows of a shard they hand out."""
+    """What all tasks of an epoch share: which rows of a shard they hand out."""
 
-    columns: tuple[str, ...]
-    schema: pa.Schema
+    task: Task
     seen: "ray.ObjectRef[NDArray[np.uint8]] | None"
     num_images: int
     image_weights: str
@@ -165,11 +164,11 @@ def _opened_shards(shards: list[_Shard], visits: _Visits) -> Iterator[pa.Table]:
 
 
 def _opened(shard: _Shard, fetch: Callable[[], bytes], visits: _Visits, seen: NDArray[np.bool_] | None) -> pa.Table:
-    part, problem = shard.part, None
+    part, problem, columns = shard.part, None, TRAINING_COLUMNS[visits.task]
     try:
-        rows = parse_part(fetch(), name=shard.uri, sha256=part.sha256, columns=visits.columns)
+        rows = parse_part(fetch(), name=shard.uri, sha256=part.sha256, columns=columns)
     except ValueError as error:
-        broken = {name: pa.nulls(part.num_rows, visits.schema.field(name).type) for name in visits.columns}
+        broken = {name: pa.nulls(part.num_rows, SCHEMAS[visits.task].field(name).type) for name in columns}
         rows, problem = pa.table(broken), str(error)
     numbers = np.arange(shard.start, shard.start + part.num_rows)
     if visits.image_weights:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines.shards import PreparedDataset, open_dataset
-from pipelines.training.batches import Batch, Pass, decoded, started, training_batches, validation_batches
+from pipelines.training.batches import Batch, Pair, Pass, decoded, started, training_batches, validation_batches
 from pipelines.training.tasks import TASKS
 from segcore import IGNORE_INDEX
 from tests.pipelines.learnable_dataset import NUM_TRAIN, NUM_VAL, tiny_recipe, write_learnable_dataset
@@ -71,11 +71,22 @@ def stream_of(dataset: PreparedDataset, epochs: range, *, steps_per_epoch: int =
 def stream_of_passes(
     passes: list[Pass], *, steps_per_epoch: int = NUM_TRAIN // 8, drawn: list[str] | None = None
 ) -> Iterator[Batch]:
-    def draw(row: dict[str, Any], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(row: dict[str, Any], generator: torch.Generator) -> Pair:
         if drawn is not None:
             drawn.append(row["image_id"])
         return TASKS["segmentation"].training_pair(row, generator, tiny_recipe().augment, (1, 2, 3))
 
+    return drawn_by(draw, passes, steps_per_epoch=steps_per_epoch)
+
+
+def drawn_by(
+    draw: Callable[[dict[str, Any], torch.Generator], Pair],
+    passes: list[Pass],
+    *,
+    steps_per_epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
     return training_batches(
         passes,
         draw=draw,
@@ -83,8 +94,8 @@ def stream_of_passes(
         steps_per_epoch=steps_per_epoch,
         shuffle_buffer=16,
         seed=1,
-        rank=0,
-        world_size=1,
+        rank=rank,
+        world_size=world_size,
         num_threads=2,
         pin_memory=False,
     )
@@ -156,21 +167,15 @@ class SplitRows:
             )
 
 
+def blank(row: dict[str, Any], generator: torch.Generator) -> Pair:
+    return torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)
+
+
 def unequal_share(rank: int, *, num_images: int, done: int = 0) -> list[tuple[int, ...]]:
     share = (num_images - 8 * done) // 3
     rows: Any = SplitRows(100 * rank, share)
-    stream = training_batches(
-        [Pass(rows=rows, epoch=0, first_step=done, done=done)],
-        draw=lambda row, generator: (torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)),
-        batch_size=8,
-        steps_per_epoch=4,
-        shuffle_buffer=1,
-        seed=0,
-        rank=rank,
-        world_size=3,
-        num_threads=1,
-        pin_memory=False,
-    )
+    passes = [Pass(rows=rows, epoch=0, first_step=done, done=done)]
+    stream = drawn_by(blank, passes, steps_per_epoch=4, rank=rank, world_size=3)
     return [batch.rows for batch in stream]
 
 
@@ -294,23 +299,12 @@ def test_the_next_epochs_rows_are_asked_for_before_the_last_ones_of_an_epoch_are
             asked[self.epoch].set()
             yield from super().iter_batches(batch_size=8)
 
-    def draw(row: Any, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(row: dict[str, Any], generator: torch.Generator) -> Pair:
         assert hold.wait(30)
-        return torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.uint8)
+        return blank(row, generator)
 
     shares: list[Any] = [Share(0), Share(1)]
-    stream = training_batches(
-        [Pass(rows=share, epoch=share.epoch) for share in shares],
-        draw=draw,
-        batch_size=8,
-        steps_per_epoch=4,
-        shuffle_buffer=1,
-        seed=0,
-        rank=0,
-        world_size=1,
-        num_threads=1,
-        pin_memory=False,
-    )
+    stream = drawn_by(draw, [Pass(rows=share, epoch=share.epoch) for share in shares], steps_per_epoch=4)
     early = asked[1].wait(20)
     hold.set()
     assert early, "no image of the first epoch is decoded yet"
