@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 logger = logging.getLogger(__name__)
 
@@ -174,14 +177,34 @@ def task_results(
     import ray  # reads its environment at import
 
     task = ray.remote(num_cpus=1)(work).options(max_retries=TASK_RETRIES, retry_exceptions=list(try_again))
-    at_once = workers or max(cluster_size(), 1)
+    slots = max(cluster_size(), 1)
+    # Where the cluster itself lets no more of them run, as many again wait for a place, and none stays empty meanwhile.
+    asked_for = 2 * slots if workers is None or workers >= slots else workers
     in_flight: dict[Any, T] = {}
     while True:
-        in_flight |= {task.remote(piece, *arguments): piece for piece in islice(pieces, at_once - len(in_flight))}
+        in_flight |= {task.remote(piece, *arguments): piece for piece in islice(pieces, asked_for - len(in_flight))}
         if not in_flight:
             return
         (done, *_), _ = ray.wait(list(in_flight), num_returns=1)
         yield in_flight.pop(done), ray.get(done)
+
+
+def packed_table(table: "pa.Table") -> bytes:
+    """A table as an Arrow stream, for the way through Ray, which takes more than 1 ms to pack a table itself."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def unpacked_table(data: bytes) -> "pa.Table":
+    """The table of `packed_table`."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(data).read_all()
 
 
 def actor_cluster(*, workers: int, threads: int, use_gpu: bool = False) -> AbstractContextManager[None]:

@@ -27,7 +27,7 @@ import tyro
 
 from pipelines import manifests, storage
 from pipelines.artifact_runs import ArtifactRun
-from pipelines.cluster import ray_cluster, task_results
+from pipelines.cluster import packed_table, ray_cluster, task_results, unpacked_table
 from pipelines.datasets import DatasetConfig, list_dataset
 from pipelines.datasets.listing import DatasetListing, Sample, Unpaired
 from pipelines.exit_codes import UNHEALTHY, JobStoppedError
@@ -58,7 +58,7 @@ else:  # the subcommands: those of `prepare`, and one more
 
 KIND = "dataset_report"
 PAGE, FINDINGS_FILE, IMAGES_FILE, RECOVERY_FILE = "index.html", "findings.parquet", "images.parquet", "recovery.parquet"
-IMAGES_PER_TASK = 32
+IMAGES_PER_TASK = 64
 
 logger = logging.getLogger(__name__)
 
@@ -225,9 +225,9 @@ def _claim(output: str) -> None:
 
 def _survey(listing: DatasetListing, left_out: tuple[Unpaired, ...], config: DoctorConfig) -> Survey:
     starts = range(0, len(listing.samples), IMAGES_PER_TASK)
-    tables: dict[int, pa.Table] = {}
+    slices: dict[int, bytes] = {}
     with progress(f"examine {listing.name}", total=len(listing.samples), unit="pairs") as advance:
-        for (start, samples), table in task_results(
+        for (start, samples), rows in task_results(
             _examine_slice,
             ((start, listing.samples[start : start + IMAGES_PER_TASK]) for start in starts),
             listing.read,
@@ -235,13 +235,13 @@ def _survey(listing: DatasetListing, left_out: tuple[Unpaired, ...], config: Doc
             workers=config.workers,
             try_again=[StoreUnavailableError],
         ):
-            tables[start] = table
+            slices[start] = rows
             advance(len(samples))
-    return survey_of(listing, (tables[start] for start in starts), left_out)
+    return survey_of(listing, (unpacked_table(slices[start]) for start in starts), left_out)
 
 
-def _examine_slice(piece: tuple[int, tuple[Sample, ...]], *arguments: Any) -> pa.Table:
-    return examine_samples(piece[1], *arguments)
+def _examine_slice(piece: tuple[int, tuple[Sample, ...]], *arguments: Any) -> bytes:
+    return packed_table(examine_samples(piece[1], *arguments))
 
 
 def _recovery(survey: Survey, listing: DatasetListing, config: DoctorConfig) -> list[dict[str, Any]]:

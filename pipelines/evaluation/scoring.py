@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from pipelines.cluster import worker_environment
+from pipelines.cluster import packed_table, unpacked_table, worker_environment
 from pipelines.ensembles import MemberModel, load_member
 from pipelines.evaluation.slices import PLACE, cut_slices, read_slice
 from pipelines.fault_points import fault_point
@@ -210,7 +210,7 @@ class _Tally:
         return {
             "protocol": protocol,
             "counts": self.counts.flat(),
-            "images": _to_stream(pa.Table.from_pylist(self.records, schema=_SCORED_SCHEMA)),
+            "images": packed_table(pa.Table.from_pylist(self.records, schema=_SCORED_SCHEMA)),
             "num_images": len(self.records),
             "network_seconds": self.network_seconds,
             "network_images": self.network_images,
@@ -370,7 +370,7 @@ def _merged(chunks: list[dict[str, Any]], counts: SegmentationCounts, *, num_ima
     num_classes, widths = len(counts.confusion_CC), counts.boundaries.config
     for chunk in chunks:
         counts.merge(SegmentationCounts.from_flat(np.asarray(chunk["counts"], dtype=np.int64), num_classes, widths))
-    scored = pa.concat_tables([_from_stream(chunk["images"]) for chunk in chunks])
+    scored = pa.concat_tables([unpacked_table(chunk["images"]) for chunk in chunks])
     scored = scored.sort_by([("part", "ascending"), ("row", "ascending")])
     places = list(zip(scored["part"].to_pylist(), scored["row"].to_pylist(), strict=True))
     assert len(places) == len(set(places)) == num_images, "Ray Data lost or repeated rows"
@@ -383,15 +383,3 @@ def _merged(chunks: list[dict[str, Any]], counts: SegmentationCounts, *, num_ima
         network_inputs=sum(chunk["network_inputs"] for chunk in chunks),
         busy_seconds=max(chunk["ended"] for chunk in chunks) - min(chunk["began"] for chunk in chunks),
     )
-
-
-def _to_stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _from_stream(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()
