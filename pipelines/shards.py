@@ -8,7 +8,6 @@ Parts are plain Parquet (zstd), readable without this package. Equal rows give e
 its version stands in the footer of each part.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -270,7 +269,7 @@ def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
     """
     table = pa.Table.from_pylist(rows, schema=schema)
     codecs = {name: "none" if name in ENCODED_COLUMNS else "zstd" for name in schema.names}
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()  # half the time of a file of Python's
     pq.write_table(
         table,
         sink,
@@ -282,7 +281,8 @@ def parquet_bytes(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
         version="2.6",
         store_schema=True,
     )
-    return sink.getvalue()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _parse_split(split: dict[str, Any]) -> Split:

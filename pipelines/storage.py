@@ -78,6 +78,9 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         FileNotFoundError: nothing lies there.
     """
+    if uri.startswith("/"):  # most files that are read in large numbers; fsspec's own way takes twice as long
+        with open(uri, "rb") as file:
+            return file.read()
     fs, path = filesystem(uri)
     data: bytes = fs.cat_file(path)
     return data

@@ -69,10 +69,10 @@ def list_samples(config: FolderConfig) -> DatasetListing:
 def _files_by_key(folder: str, *, what: str) -> dict[str, str]:
     """URIs of image files by their path below `folder` without suffix."""
     require_folder(folder, what=what)
-    below = storage.filesystem(folder)[1].rstrip("/") + "/"
+    below = storage.absolute(folder).rstrip("/") + "/"
     found: dict[str, str] = {}
     for uri in storage.list_files(folder):
-        key, suffix = posixpath.splitext(storage.filesystem(uri)[1].removeprefix(below))
+        key, suffix = posixpath.splitext(uri.removeprefix(below))
         if suffix.lower() not in IMAGE_SUFFIXES or posixpath.basename(key).startswith("."):
             continue
         if key in found:
