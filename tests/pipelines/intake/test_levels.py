@@ -33,6 +33,19 @@ def test_counts_of_labels_are_those_of_bincount_for_short_runs_and_long(
         assert label_counts(some).dtype == np.int64
 
 
+@pytest.mark.parametrize("largest", [0, 1, 14, 29, 30, 31, 61, 62, 63, 64, 126, 127, 253, 254])
+@pytest.mark.parametrize("void", [0, 255])
+@pytest.mark.parametrize("size", [(37, 53), (32, 64), (1, 7), (3, 3)])
+def test_counts_of_labels_are_those_of_bincount_whatever_bits_the_values_leave_free(
+    largest: int, void: int, size: tuple[int, int]
+) -> None:
+    labels_HW = np.random.default_rng(largest).integers(0, largest + 1, size).astype(np.uint8)
+    labels_HW[0, 0], labels_HW[-1, -1] = largest, void
+    before = labels_HW.copy()
+    assert label_counts(labels_HW).tolist() == np.bincount(labels_HW.ravel(), minlength=256).tolist()
+    assert (labels_HW == before).all()
+
+
 @pytest.mark.parametrize("piece", [levels.PIECE, 100, 1])
 @pytest.mark.parametrize("largest", [1, 256])
 def test_sums_of_channels_are_exact(monkeypatch: pytest.MonkeyPatch, piece: int, largest: int) -> None:
