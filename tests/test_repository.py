@@ -333,7 +333,11 @@ def _within_functions(tree: ast.AST) -> Iterator[ast.AST]:
 def _undeclared(imported: set[str], declared: set[str]) -> set[str]:
     distributions = _distributions()
     foreign = imported - set(sys.stdlib_module_names) - {"segcore", "pipelines"}
-    return {name for name in foreign if not declared & {one.lower() for one in distributions.get(name, [name])}}
+    return {name for name in foreign if not declared & {_normal(one) for one in distributions.get(name, [name])}}
+
+
+def _normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
 
 
 _distributions = cache(packages_distributions)

@@ -1,7 +1,7 @@
 """Intake of image and label files that nobody vouches for.
 
 Pillow decodes (Pillow 13 survived files that end a process in torchvision's PNG decoder), and what is plain and
-frequent simplejpeg (JPEGs in colour) and OpenCV (label PNGs), after this module has looked at the file's first bytes
+frequent simplejpeg (JPEGs in colour) and kornia-rs (label PNGs), after this module has looked at the file's first bytes
 and, from its header, at its size. Whatever is wrong with a file, `ImageError` comes out, with the stage that refused
 it. Policy, each step of which leaves a line in `notes`:
 
@@ -40,6 +40,7 @@ from typing import BinaryIO
 
 import cv2
 import numpy as np
+from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
@@ -212,15 +213,16 @@ def decode_labels(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.ui
 
 
 def _plain_labels(data: bytes, *, max_pixels: int) -> NDArray[np.uint8] | None:
-    """The levels of a whole 8-bit gray PNG; None for any other file, and for one that OpenCV does not read."""
+    """The levels of a whole 8-bit gray PNG; None for any other file, and for one that kornia-rs does not read."""
     if len(data) > MAX_BYTES or not is_plain_gray_png(data):
         return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     _check_size(height, width, max_pixels=max_pixels)
     check_png(io.BytesIO(data))
-    levels_HW = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    fits = levels_HW is not None and levels_HW.dtype == np.uint8 and levels_HW.shape == (height, width)
-    return np.asarray(levels_HW, dtype=np.uint8) if fits else None
+    try:
+        return np.asarray(decode_image_png_u8(data, (height, width), "mono")[..., 0])
+    except Exception:
+        return None
 
 
 def decode_label_colours(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:

@@ -50,6 +50,7 @@ SERVING_PACKAGES = (
     "threadpoolctl",
     "pillow",
     "simplejpeg",
+    "kornia-rs",
     "opencv-contrib-python-headless",
     "pandas",
 )

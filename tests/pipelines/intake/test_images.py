@@ -125,7 +125,7 @@ def test_simplejpegs_pixels_are_pillows(settings: dict[str, Any], size: tuple[in
 
 
 @pytest.mark.parametrize("level", [0, 1, 6, 9])
-def test_opencvs_levels_of_a_label_are_pillows(level: int) -> None:
+def test_kornias_levels_of_a_label_are_pillows(level: int) -> None:
     labels_HW = np.random.default_rng(level).integers(0, 256, (9, 7), dtype=np.uint8).repeat(11, 0).repeat(13, 1)
     file = io.BytesIO()
     Image.fromarray(labels_HW).save(file, "PNG", compress_level=level)
