@@ -16,12 +16,14 @@ from pipelines.datasets.listing import ClassTable, Sample
 from pipelines.health.hashing import perceptual_hash, shrunk, thumbnail
 from pipelines.health.pair_faults import Fault, label_fault, orientation_fault, size_fault, value_fault
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import DecodedImage, decode_image, decode_labels
+from pipelines.intake.images import DecodedImage, decode_image, decode_labels, reduction_to
 from pipelines.intake.levels import label_counts, level_counts
 from pipelines.store_errors import StoreUnavailableError
 
 DARK_LEVEL, BRIGHT_LEVEL = 8, 247
 """8-bit brightness up to which a pixel counts as black, and from which on as white."""
+LOOK_PX = 128
+"""Brightness is measured on the picture at a half, a quarter or an eighth, where both sides keep so many pixels."""
 MAX_VALUES = 300
 """Distinct stored values of a label that are kept."""
 GRAY_MODES = ("1", "L", "LA", "La")
@@ -42,7 +44,7 @@ IMAGES_SCHEMA = pa.schema(
         pa.field("mode", pa.string()),  # Pillow's, as stored; ";16" behind it for 16 bits
         pa.field("orientation", pa.int8()),  # of EXIF
         pa.field("is_gray", pa.bool_()),  # red, green and blue are the same everywhere
-        pa.field("brightness", pa.float32()),  # mean of luma, 0 to 1
+        pa.field("brightness", pa.float32()),  # mean of luma, 0 to 1; this and the next three at LOOK_PX
         pa.field("contrast", pa.float32()),  # its standard deviation
         pa.field("dark_share", pa.float32()),  # of pixels with luma up to 8 of 255
         pa.field("bright_share", pa.float32()),  # from 247 on
@@ -106,7 +108,7 @@ def examine(sample: Sample, read: Read, class_table: ClassTable) -> dict[str, An
         row |= {"label_sha256": storage.sha256(label_bytes)} | _label_facts(values_HW, class_table)
         faults += value_fault(row["label_values"], row["outside_values"], class_table)
     if image is not None and values_HW is not None:
-        if values_HW.shape != image.pixels_HW3.shape[:2]:
+        if values_HW.shape != (image.height, image.width):
             faults.append(size_fault(image, values_HW))
         elif image.orientation != 1:
             faults += orientation_fault(image, values_HW)
@@ -115,7 +117,7 @@ def examine(sample: Sample, read: Read, class_table: ClassTable) -> dict[str, An
 
 def _image(data: bytes, faults: list[Fault]) -> DecodedImage | None:
     try:
-        return decode_image(data)
+        return decode_image(data, min_side=LOOK_PX)
     except ImageError as error:
         faults.append(Fault("image_unreadable", str(error)))
         return None
@@ -130,8 +132,7 @@ def _values(data: bytes, class_table: ClassTable, faults: list[Fault]) -> NDArra
 
 
 def _image_facts(image: DecodedImage) -> dict[str, Any]:
-    pixels_HW3 = image.pixels_HW3
-    gray_HW = np.asarray(cv2.cvtColor(pixels_HW3, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+    gray_HW = _brightness(image)
     gray_32 = shrunk(gray_HW)
     shares, levels = level_counts(gray_HW) / gray_HW.size, np.arange(256) / 255
     brightness = float(shares @ levels)
@@ -140,7 +141,7 @@ def _image_facts(image: DecodedImage) -> dict[str, Any]:
         "width": image.width,
         "mode": image.source_mode,
         "orientation": image.orientation,
-        "is_gray": image.source_mode.partition(";")[0] in (*GRAY_MODES, "I") or _is_gray(pixels_HW3),
+        "is_gray": image.source_mode.partition(";")[0] in (*GRAY_MODES, "I") or _is_gray(image.pixels_HW3),
         "brightness": brightness,
         "contrast": max(float(shares @ levels**2) - brightness**2, 0.0) ** 0.5,
         "dark_share": float(shares[: DARK_LEVEL + 1].sum()),
@@ -148,6 +149,16 @@ def _image_facts(image: DecodedImage) -> dict[str, Any]:
         "perceptual_hash": perceptual_hash(gray_32),
         "thumbnail": thumbnail(gray_32),
     }
+
+
+def _brightness(image: DecodedImage) -> NDArray[np.uint8]:
+    """Luma of the picture at LOOK_PX, however it was stored."""
+    gray_HW = cv2.cvtColor(image.pixels_HW3, cv2.COLOR_RGB2GRAY)
+    left = reduction_to(image.height, image.width, min_side=LOOK_PX) // image.reduction
+    if left > 1:
+        size = -(-image.width // left), -(-image.height // left)
+        gray_HW = cv2.resize(gray_HW, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(gray_HW, dtype=np.uint8)
 
 
 def _is_gray(pixels_HW3: NDArray[np.uint8]) -> bool:

@@ -31,6 +31,10 @@ MAX_CANDIDATES = 2 * 10**9
 
 def shrunk(gray_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Brightness at 32 x 32 points, of which hash and thumbnail are made."""
+    height, width = gray_HW.shape
+    while height % 2 == width % 2 == 0 and min(height, width) >= 4 * HASHED_PX:  # whole halves take a tenth of the time
+        height, width = height // 2, width // 2
+        gray_HW = np.asarray(cv2.resize(gray_HW, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return np.asarray(cv2.resize(gray_HW, (HASHED_PX, HASHED_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 

@@ -114,9 +114,11 @@ class DecodedImage:
 
     Attributes:
         pixels_HW3: uint8; read-only where Pillow decoded them.
+        height, width: of the upright picture.
         source_height, source_width: as stored in the file, before the orientation is applied.
         source_mode: Pillow's name of the stored pixel format, with its bits where they are 12 or 16 ("RGB;16").
         orientation: EXIF orientation that was applied, 1 to 8; 1 = stored upright.
+        reduction: how many times `pixels_HW3` is smaller than the picture on each side, rounded up; 1 unless asked for.
         notes: what was done to the pixels; empty for a plain 8-bit RGB file.
     """
 
@@ -126,18 +128,33 @@ class DecodedImage:
     source_mode: str
     orientation: int
     notes: tuple[str, ...]
+    reduction: int = 1
 
     @property
     def height(self) -> int:
-        return int(self.pixels_HW3.shape[0])
+        return self.source_width if self.orientation >= 5 else self.source_height
 
     @property
     def width(self) -> int:
-        return int(self.pixels_HW3.shape[1])
+        return self.source_height if self.orientation >= 5 else self.source_width
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> DecodedImage:
+def reduction_to(height: int, width: int, *, min_side: int) -> int:
+    """The largest of 1, 2, 4 and 8 by which both sides may be divided, rounded up, to stay at least `min_side` long."""
+    return max((by for by in (2, 4, 8) if -(-min(height, width) // by) >= min_side), default=1)
+
+
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, min_side: int | None = None
+) -> DecodedImage:
     """Decode a JPEG, PNG, WebP, TIFF, BMP or GIF file to upright 8-bit RGB. Threads may call it at the same time.
+
+    Args:
+        data: the file.
+        max_pixels, max_bytes: budgets.
+        min_side: for a look at the whole picture: a plain JPEG in colour is decoded at an eighth, a quarter or a half
+            of its sides where both stay at least this long (`reduction_to`). All of the file is read, and a broken one
+            refused, as ever; what is saved are the pixels. Other files are decoded as they are.
 
     Raises:
         ImageError: the file is empty, not an image, over a budget, truncated or broken.
@@ -145,6 +162,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     image = _open(data, max_pixels=max_pixels, max_bytes=max_bytes)
     notes: list[str] = []
     width, height = image.size
+    reduction = reduction_to(height, width, min_side=min_side) if min_side is not None else 1
     try:
         bits = sample_bits(image, data)
         mode = source_mode(image, bits)
@@ -153,9 +171,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
         orientation = orientation_of(image, notes)
         if image.format == "TIFF" and orientation >= 5:
             width, height = height, width  # Pillow's TIFF plugin swaps them at opening
-        pixels_HW3 = plain_jpeg_pixels(image, data) if orientation == 1 else None
+        pixels_HW3 = plain_jpeg_pixels(image, data, reduction=reduction) if orientation == 1 else None
         if pixels_HW3 is None:
-            pixels_HW3 = _upright(image, orientation, bits, notes)
+            pixels_HW3, reduction = _upright(image, orientation, bits, notes), 1
         note_frames(image, notes)
     except (ImageError, MemoryError):
         raise
@@ -167,6 +185,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
         source_width=width,
         source_mode=mode,
         orientation=orientation,
+        reduction=reduction,
         notes=tuple(notes),
     )
 

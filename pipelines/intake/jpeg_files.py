@@ -51,12 +51,14 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
         raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
 
 
-def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uint8] | None:
+def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes, *, reduction: int = 1) -> NDArray[np.uint8] | None:
     """What `load_jpeg` makes of a JPEG of three channels that says nothing of their meaning, (H, W, 3) RGB.
 
     Args:
         image: the file, of which the header was read.
         data: the whole file.
+        reduction: 1, 2, 4 or 8: by how much each side becomes shorter, rounded up. libjpeg leaves away the frequencies
+            that do not fit.
 
     Returns:
         None where that is left to Pillow and `load_jpeg`: another format, gray, CMYK, Adobe's marker, or a file that
@@ -67,7 +69,10 @@ def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes) -> NDArray[np.uin
     if image.layers != 3 or "adobe" in image.info:
         return None
     try:
-        return cast("NDArray[np.uint8]", simplejpeg.decode_jpeg(data, strict=True))
+        width, height = (-(-side // reduction) for side in image.size)
+        pixels_HW3 = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, strict=True)
+        assert pixels_HW3.shape == (height, width, 3)
+        return cast("NDArray[np.uint8]", pixels_HW3)
     except ValueError:
         return None
 

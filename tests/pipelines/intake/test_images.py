@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels, encode_labels_png
+from pipelines.intake.images import decode_image, decode_labels, encode_labels_png, reduction_to
 from tests.pipelines.zoo.writers import encoded, picture, png_of_rows, turned_for, with_right_checksums
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
@@ -122,6 +122,63 @@ def test_simplejpegs_pixels_are_pillows(settings: dict[str, Any], size: tuple[in
     decoded = decode_image(file.getvalue())
     assert np.array_equal(decoded.pixels_HW3, np.asarray(Image.open(file).convert("RGB")))
     assert decoded.pixels_HW3.flags.writeable == ("keep_rgb" not in settings), "Pillow's own array cannot be written to"
+
+
+def photo(height: int, width: int, file_format: str = "JPEG", **settings: Any) -> bytes:
+    """Soft shapes, as a camera sees them."""
+    coarse_hw3 = np.random.default_rng(height).integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
+    return encoded(
+        Image.fromarray(coarse_hw3).resize((width, height), Image.Resampling.BICUBIC), file_format, **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "by"), [(255, 900, 2), (254, 900, 1), (509, 509, 4), (508, 509, 2), (3000, 1021, 8), (9, 9, 1)]
+)
+def test_a_picture_is_reduced_to_no_less_than_was_asked_for(height: int, width: int, by: int) -> None:
+    assert reduction_to(height, width, min_side=128) == by
+    decoded = decode_image(photo(height, width), min_side=128)
+    assert decoded.reduction == by
+    assert decoded.pixels_HW3.shape == (-(-height // by), -(-width // by), 3)
+    assert (decoded.height, decoded.width) == (decoded.source_height, decoded.source_width) == (height, width)
+
+
+@pytest.mark.parametrize("settings", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}])
+def test_a_reduced_jpeg_shows_the_mean_of_its_pixels(settings: dict[str, Any]) -> None:
+    file = photo(300, 512, quality=90, **settings)
+    reduced_hw3 = decode_image(file, min_side=150).pixels_HW3.astype(int)
+    whole_HW3 = decode_image(file).pixels_HW3
+    means_hw3 = whole_HW3.reshape(150, 2, 256, 2, 3).mean(axis=(1, 3))
+    assert np.abs(reduced_hw3 - means_hw3).mean() < 1.0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_what_cannot_be_reduced_is_decoded_as_it_is(file_format: str) -> None:
+    decoded = decode_image(photo(300, 512, file_format), min_side=20)
+    assert (decoded.reduction, decoded.pixels_HW3.shape) == (1, (300, 512, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode_image(photo(300, 512, exif=exif), min_side=20)
+    assert (turned.reduction, turned.pixels_HW3.shape, turned.height, turned.width) == (1, (512, 300, 3), 512, 300)
+
+
+def test_a_reduced_look_refuses_the_files_that_a_whole_one_refuses() -> None:
+    whole, random = photo(300, 300, quality=80), np.random.default_rng(0)
+    refused = 0
+    for place in range(20, len(whole), len(whole) // 150):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(random.integers(8))
+        for broken in (whole[:place], bytes(flipped)):
+            outcomes = []
+            for min_side in (None, 30):
+                try:
+                    decode_image(broken, min_side=min_side)
+                    outcomes.append("decoded")
+                except ImageError as error:
+                    outcomes.append(error.stage)
+            assert outcomes[0] == outcomes[1], place
+            refused += outcomes[0] != "decoded"
+    assert refused > 150
 
 
 @pytest.mark.parametrize("level", [0, 1, 6, 9])
