@@ -92,21 +92,21 @@ def list_files(uri: str) -> list[str]:
     What a writer that was killed left half written (see `write_atomic`) is not listed.
     """
     fs, path = filesystem(uri)
+    if is_local(fs):
+        return sorted(name for name in _files_below(path) if not _is_unfinished(name))
     if is_s3(fs):  # some servers show a folder, even an empty one, as an object whose name ends in a slash
         names = [entry["name"] for entry in fs.pages(path) if not entry["name"].endswith("/")]
     else:
         names = fs.find(path) if fs.exists(path) else []
     names = [name for name in names if not _is_unfinished(name)]
-    if is_local(fs):
-        return sorted(names)
     return sorted(uri.rstrip("/") + name.removeprefix(path.rstrip("/")) for name in names)
 
 
 def remove_unfinished(uri: str) -> None:
     """Remove what killed writers left half written below a local folder. A writer that still runs there fails."""
     fs, path = filesystem(uri)
-    if is_local(fs) and fs.exists(path):  # an object store shows no object before it is complete
-        for name in fs.find(path):
+    if is_local(fs):  # an object store shows no object before it is complete
+        for name in _files_below(path):
             if _is_unfinished(name):
                 Path(name).unlink(missing_ok=True)
 
@@ -277,6 +277,14 @@ def _write_beside(path: str, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """What fsspec's `find` finds, in a quarter of its time: it asks for size and age of each."""
+    if os.path.isfile(folder):
+        yield folder
+    for path, _, names in os.walk(folder):
+        yield from (os.path.join(path, name) for name in names)
 
 
 def _is_unfinished(path: str) -> bool:
