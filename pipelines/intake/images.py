@@ -56,7 +56,7 @@ from PIL import (
 
 from pipelines.intake.colours import gray_spread, to_rgb
 from pipelines.intake.formats import ImageError, PixelBudgetError, is_plain_gray_png, png_fault, sniff, webp_size
-from pipelines.intake.jpeg_files import load_jpeg, plain_jpeg_pixels
+from pipelines.intake.jpeg_files import load_jpeg, plain_jpeg_pixels, plain_jpeg_size
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Endings (lower case) of file names that are taken for images; the content decides what they are."""
@@ -159,10 +159,12 @@ def decode_image(
     Raises:
         ImageError: the file is empty, not an image, over a budget, truncated or broken.
     """
+    plain = _plain_jpeg(data, max_pixels=max_pixels, min_side=min_side) if len(data) <= max_bytes else None
+    if plain is not None:
+        return plain
     image = _open(data, max_pixels=max_pixels, max_bytes=max_bytes)
     notes: list[str] = []
     width, height = image.size
-    reduction = reduction_to(height, width, min_side=min_side) if min_side is not None else 1
     try:
         bits = sample_bits(image, data)
         mode = source_mode(image, bits)
@@ -171,7 +173,9 @@ def decode_image(
         orientation = orientation_of(image, notes)
         if image.format == "TIFF" and orientation >= 5:
             width, height = height, width  # Pillow's TIFF plugin swaps them at opening
-        pixels_HW3 = plain_jpeg_pixels(image, data, reduction=reduction) if orientation == 1 else None
+        pixels_HW3 = None
+        if orientation == 1 and _is_colour_jpeg(image):
+            pixels_HW3, reduction = _jpeg_pixels(data, height, width, min_side=min_side)
         if pixels_HW3 is None:
             pixels_HW3, reduction = _upright(image, orientation, bits, notes), 1
         note_frames(image, notes)
@@ -188,6 +192,38 @@ def decode_image(
         reduction=reduction,
         notes=tuple(notes),
     )
+
+
+def _plain_jpeg(data: bytes, *, max_pixels: int, min_side: int | None) -> DecodedImage | None:
+    """A JPEG in colour of which nothing is to be said; None for any other file, and for a broken one."""
+    size = plain_jpeg_size(data)
+    if size is None:
+        return None
+    height, width = size
+    _check_size(height, width, max_pixels=max_pixels)
+    pixels_HW3, reduction = _jpeg_pixels(data, height, width, min_side=min_side)
+    if pixels_HW3 is None:
+        return None
+    return DecodedImage(
+        pixels_HW3=pixels_HW3,
+        source_height=height,
+        source_width=width,
+        source_mode="RGB",
+        orientation=1,
+        reduction=reduction,
+        notes=(),
+    )
+
+
+def _jpeg_pixels(data: bytes, height: int, width: int, *, min_side: int | None) -> tuple[NDArray[np.uint8] | None, int]:
+    reduction = 1 if min_side is None else reduction_to(height, width, min_side=min_side)
+    return plain_jpeg_pixels(data, height=-(-height // reduction), width=-(-width // reduction)), reduction
+
+
+def _is_colour_jpeg(image: ImageFile.ImageFile) -> bool:
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        return False
+    return image.mode == "RGB" and image.layers == 3 and "adobe" not in image.info
 
 
 def _upright(image: ImageFile.ImageFile, orientation: int, bits: int, notes: list[str]) -> NDArray[np.uint8]:
@@ -237,7 +273,7 @@ def _plain_labels(data: bytes, *, max_pixels: int) -> NDArray[np.uint8] | None:
         return None
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     _check_size(height, width, max_pixels=max_pixels)
-    check_png(io.BytesIO(data))
+    check_png(io.BytesIO(data))  # to the end marker, which is beyond what a decoder reads
     try:
         return np.asarray(decode_image_png_u8(data, (height, width), "mono")[..., 0])
     except Exception:

@@ -10,12 +10,15 @@ from typing import BinaryIO, cast
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ImageFile, JpegImagePlugin
+from PIL import JpegImagePlugin
 
 from pipelines.intake.formats import ImageError
 
 _END = b"\xff\xd9"
 _ARITHMETIC = b"\xff\xc9"  # marker of the frame
+_SCAN, _APP0, _APP2 = b"\xda", b"\xe0", b"\xe2"
+_FRAMES = (b"\xc0", b"\xc1", b"\xc2")  # baseline, extended, progressive: Huffman-coded
+_TABLES_AND_TEXT = (b"\xdb", b"\xc4", b"\xdd", b"\xfe")  # DQT, DHT, DRI, COM
 _FILLER = b"\x55\xaa\x33\x66" * 16
 _BLOCK_BYTES = 2**22
 _TWICE_PIXELS = 2**27
@@ -51,30 +54,49 @@ def load_jpeg(image: JpegImagePlugin.JpegImageFile) -> None:
         raise ImageError("the JPEG file is truncated or broken: its data stop before its end marker", "decode")
 
 
-def plain_jpeg_pixels(image: ImageFile.ImageFile, data: bytes, *, reduction: int = 1) -> NDArray[np.uint8] | None:
-    """What `load_jpeg` makes of a JPEG of three channels that says nothing of their meaning, (H, W, 3) RGB.
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG in colour with whose header nothing is odd; None for any other file.
+
+    One that Pillow would open likewise and find nothing in but the size, in a quarter of the time: three channels of 8
+    bits, baseline or progressive, and beside the tables of the coding nothing but a JFIF header, texts and a colour
+    profile, which are not applied. So no EXIF data, of which the orientation were to be read.
+    """
+    size = None
+    place = 2  # behind the start marker
+    while data[place : place + 1] == b"\xff":
+        kind, length = data[place + 1 : place + 2], int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind == _SCAN:
+            return size
+        start = data[place + 4 : place + 18]  # of the segment's content
+        if kind in _FRAMES and size is None and start.startswith(b"\x08") and start[5:6] == b"\x03":
+            size = int.from_bytes(start[1:3], "big"), int.from_bytes(start[3:5], "big")
+        elif not (
+            kind in _TABLES_AND_TEXT
+            or (kind == _APP0 and length >= 16 and start.startswith(b"JFIF\0"))
+            or (kind == _APP2 and start.startswith(b"ICC_PROFILE\0"))
+        ):
+            return None
+        place += 2 + length
+    return None
+
+
+def plain_jpeg_pixels(data: bytes, *, height: int, width: int) -> NDArray[np.uint8] | None:
+    """What `load_jpeg` makes of a JPEG of three channels without Adobe's marker, which says what they mean.
 
     Args:
-        image: the file, of which the header was read.
-        data: the whole file.
-        reduction: 1, 2, 4 or 8: by how much each side becomes shorter, rounded up. libjpeg leaves away the frequencies
-            that do not fit.
+        data: the file.
+        height, width: of the picture, or a half, a quarter or an eighth of its own, rounded up: libjpeg leaves away
+            the frequencies that do not fit.
 
     Returns:
-        None where that is left to Pillow and `load_jpeg`: another format, gray, CMYK, Adobe's marker, or a file that
-        libjpeg does not read without a warning.
+        (height, width, 3) RGB; None for what libjpeg does not read without a warning.
     """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
-        return None
-    if image.layers != 3 or "adobe" in image.info:
-        return None
     try:
-        width, height = (-(-side // reduction) for side in image.size)
         pixels_HW3 = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, strict=True)
-        assert pixels_HW3.shape == (height, width, 3)
-        return cast("NDArray[np.uint8]", pixels_HW3)
     except ValueError:
         return None
+    assert pixels_HW3.shape == (height, width, 3)
+    return cast("NDArray[np.uint8]", pixels_HW3)
 
 
 def _is_the_same(image: JpegImagePlugin.JpegImageFile, file: BinaryIO, end: int) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
 from pipelines.intake.formats import ImageError
 from pipelines.intake.images import decode_image, decode_labels, encode_labels_png, reduction_to
+from pipelines.intake.jpeg_files import plain_jpeg_size
 from tests.pipelines.zoo.writers import encoded, picture, png_of_rows, turned_for, with_right_checksums
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")
@@ -179,6 +180,50 @@ def test_a_reduced_look_refuses_the_files_that_a_whole_one_refuses() -> None:
             assert outcomes[0] == outcomes[1], place
             refused += outcomes[0] != "decoded"
     assert refused > 150
+
+
+def outcome(data: bytes) -> tuple[object, ...]:
+    try:
+        image = decode_image(data)
+    except ImageError as error:
+        return error.stage, str(error)
+    facts = (image.height, image.width, image.source_mode, image.orientation, image.notes)
+    return image.pixels_HW3.tobytes(), *facts
+
+
+def jpegs_of_all_kinds() -> list[bytes]:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    settings: list[dict[str, Any]] = [
+        {},
+        {"progressive": True},
+        {"restart_marker_rows": 1, "comment": b"a text"},
+        {"icc_profile": profile},
+        {"exif": exif},
+        {"xmp": b"<x:xmpmeta/>"},
+        {"keep_rgb": True},
+    ]
+    plain = Image.open(io.BytesIO(photo(77, 133)))
+    files = [photo(77, 133, **one) for one in settings]
+    return [*files, *(encoded(plain.convert(mode), "JPEG") for mode in ("L", "CMYK"))]
+
+
+def test_a_jpeg_is_to_our_reading_of_its_header_what_it_is_to_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    files = jpegs_of_all_kinds()
+    assert [plain_jpeg_size(file) for file in files] == [(77, 133)] * 4 + [None] * 5
+    for whole in list(files):
+        header = whole.index(b"\xff\xda")
+        for _ in range(60):
+            file = bytearray(whole)
+            file[int(random.integers(header))] = random.choice([0, 3, 17, 0xC0, 0xC2, 0xE0, 0xE1, 0xFF, 0x55])
+            files.append(bytes(file))
+        files += [whole[:place] for place in range(1, header + 20, 29)]
+    ours = [outcome(file) for file in files]
+    assert 200 < sum(len(facts) == 2 for facts in ours) < len(files) - 200, "some are refused, and some not"
+    monkeypatch.setattr("pipelines.intake.images.plain_jpeg_size", lambda _: None)
+    assert ours == [outcome(file) for file in files]
 
 
 @pytest.mark.parametrize("level", [0, 1, 6, 9])
