@@ -52,17 +52,17 @@ class CalibrationCounts:
                 f"labels, predictions and confidence have shapes {labels.shape}, {predictions.shape} and "
                 f"{confidence.shape}; give one confidence per pixel"
             )
-        if not (confidence >= 0).all() or confidence.max(initial=0.0) > _LARGEST:
-            valid = confidence[labels != IGNORE_INDEX]
-            wrong = valid[~((valid >= 0) & (valid <= _LARGEST))]
-            if wrong.size:
-                raise ValueError(f"a confidence is {wrong[0]}; expected a probability from 0 to 1")
-        count_confidence(
+        counted = count_confidence(
             np.ascontiguousarray(labels, dtype=np.uint8).ravel(),
             np.ascontiguousarray(predictions, dtype=np.uint8).ravel(),
             np.ascontiguousarray(confidence, dtype=np.float32).ravel(),
+            _LARGEST,
             self.counts_3B,
         )
+        if not counted:
+            valid = confidence[labels != IGNORE_INDEX]
+            wrong = valid[~((valid >= 0) & (valid <= np.float32(_LARGEST)))]
+            raise ValueError(f"a confidence is {wrong[0]}; expected a probability from 0 to 1")
 
     def merge(self, other: "CalibrationCounts") -> None:
         """Add those of other pixels, in place."""

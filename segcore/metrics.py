@@ -31,15 +31,8 @@ def confusion_matrix(
         truth, guess = check_pair(labels, predictions, num_classes=num_classes)
         counts = np.bincount(truth * num_classes + guess, minlength=num_classes * num_classes)
         return counts.reshape(num_classes, num_classes)
-    pairs_2VV = np.zeros((2, 256, 256), dtype=np.int64)
-    count_pairs(np.ascontiguousarray(labels).ravel(), np.ascontiguousarray(predictions).ravel(), pairs_2VV)
-    pairs_VV = pairs_2VV.sum(axis=0)
-    ignored = int(pairs_VV[IGNORE_INDEX].sum())
-    pairs_VV[IGNORE_INDEX] = 0
     confusion_CC = np.zeros((num_classes, num_classes), dtype=np.int64)
-    shown = min(num_classes, 256)  # a byte has no more
-    confusion_CC[:shown, :shown] = pairs_VV[:shown, :shown]
-    if confusion_CC.sum() + ignored != labels.size:
+    if not count_pairs(np.ascontiguousarray(labels).ravel(), np.ascontiguousarray(predictions).ravel(), confusion_CC):
         check_pair(labels, predictions, num_classes=num_classes)
     return confusion_CC
 

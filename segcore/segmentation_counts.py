@@ -3,11 +3,9 @@
 It adds over images, workers and nodes in any order to the same bits.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segcore.boundaries import BoundaryConfig, BoundaryCounts
@@ -41,7 +39,7 @@ class SegmentationCounts:
     def update(
         self, labels_HW: NDArray[np.uint8], predictions_HW: NDArray[np.uint8], confidence_HW: NDArray[np.float32]
     ) -> NDArray[np.int64]:
-        """Add an image, in place; in two threads where PyTorch has several.
+        """Add an image, in place.
 
         Args:
             labels_HW: truth; `IGNORE_INDEX` pixels are left out everywhere.
@@ -54,21 +52,9 @@ class SegmentationCounts:
         Raises:
             ValueError: shapes differ, or a counted value is outside the class table or no probability.
         """
-        if torch.get_num_threads() == 1:
-            self.boundaries.update(labels_HW, predictions_HW)
-            return self._update_rest(labels_HW, predictions_HW, confidence_HW)
-        with ThreadPoolExecutor(1) as pool:
-            boundaries = pool.submit(self.boundaries.update, labels_HW, predictions_HW)
-            image_CC = self._update_rest(labels_HW, predictions_HW, confidence_HW)
-            boundaries.result()
-        return image_CC
-
-    def _update_rest(
-        self, labels_HW: NDArray[np.uint8], predictions_HW: NDArray[np.uint8], confidence_HW: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        """What takes as long as the borders do."""
         image_CC = confusion_matrix(labels_HW, predictions_HW, num_classes=len(self.confusion_CC))
         self.confusion_CC[:] += image_CC
+        self.boundaries.update(labels_HW, predictions_HW)
         self.calibration.update(labels_HW, predictions_HW, confidence_HW)
         return image_CC
 

@@ -30,7 +30,7 @@ from pipelines.shards import PreparedDataset
 from pipelines.training.batches import decoded, decoding_threads, ordered_ahead
 from segcore.boundaries import BoundaryConfig
 from segcore.inference import Member, predict_ensemble, prepare
-from segcore.metrics import class_counts, scores_of_counts
+from segcore.metrics import class_counts, class_iou, mean_of_present
 from segcore.segmentation_counts import SegmentationCounts
 
 IMAGES_SCHEMA = pa.schema(
@@ -332,7 +332,6 @@ def image_record(
         network_ms: its share of the forward pass.
     """
     counts_3C = class_counts(image_CC)
-    result = scores_of_counts(counts_3C)
     intersection_C, truth_C, prediction_C = (row_C.tolist() for row_C in counts_3C)
     valid_pixels = int(image_CC.sum())
     return {
@@ -342,8 +341,8 @@ def image_record(
         "height": labels_HW.shape[0],
         "width": labels_HW.shape[1],
         "valid_pixels": valid_pixels,
-        "mean_iou": result.mean_iou if valid_pixels else None,
-        "pixel_accuracy": result.pixel_accuracy if valid_pixels else None,
+        "mean_iou": float(mean_of_present(class_iou(counts_3C))) if valid_pixels else None,
+        "pixel_accuracy": sum(intersection_C) / valid_pixels if valid_pixels else None,
         "intersection": intersection_C,
         "union": (counts_3C[1] + counts_3C[2] - counts_3C[0]).tolist(),
         "network_ms": network_ms,

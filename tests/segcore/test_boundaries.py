@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segcore import IGNORE_INDEX
-from segcore.boundaries import BoundaryConfig, BoundaryCounts
+from segcore.boundaries import BoundaryConfig, BoundaryCounts, border_distances
 from segcore.metrics import confusion_matrix, scores
 
 C = 4
@@ -171,3 +171,44 @@ def test_pairs_that_do_not_belong_together_are_refused() -> None:
 def test_widths_that_make_no_sense_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BoundaryConfig(**changes)  # type: ignore[arg-type]  # names of fields
+
+
+@pytest.mark.parametrize("widths", [(1, 252, 253), (1, 253, 254), (253, 254, 255, 256, 400), (7, 255, 70_000)])
+def test_wide_bands_are_as_wide_as_they_say(widths: tuple[int, ...]) -> None:
+    labels_HW = np.zeros((3, 900), dtype=np.uint8)
+    labels_HW[:, 450:] = 1
+    distance_W = np.concatenate([np.arange(450, 0, -1), np.arange(1, 451)])
+    counts = BoundaryCounts.zero(2, BoundaryConfig(trimap_px=widths))
+    counts.update(labels_HW, labels_HW)
+    within_B = counts.bands_BCC.cumsum(axis=0).sum(axis=(1, 2))
+    assert within_B.tolist() == [3 * int((distance_W <= width).sum()) for width in widths]
+
+
+@pytest.mark.parametrize("farthest", [4, 253, 254])
+def test_distances_are_exact_up_to_the_farthest_that_is_asked_for(farthest: int) -> None:
+    classes_HW = np.zeros((40, 600), dtype=np.uint8)
+    classes_HW[20, 17] = 200
+    found_HW = border_distances(classes_HW, farthest=farthest)
+    assert found_HW.dtype == (np.uint8 if farthest < 254 else np.uint16)
+    rows, columns = np.indices(classes_HW.shape)
+    expected_HW = np.maximum(abs(rows - 20), abs(columns - 17))
+    expected_HW[20, 17] = 1
+    near_HW = expected_HW <= farthest
+    assert (found_HW[near_HW] == expected_HW[near_HW]).all()
+    assert (found_HW[~near_HW] > farthest).all()
+    assert (border_distances(np.zeros((5, 7), np.uint8), farthest=farthest) == np.iinfo(found_HW.dtype).max).all()
+
+
+def test_bands_of_many_classes_are_confusions_of_their_pixels() -> None:
+    rng = np.random.default_rng(3)
+    num_classes = 200
+    maps = [cv2.resize(rng.integers(0, num_classes, (7, 9)).astype(np.uint8), (91, 67), interpolation=0) for _ in "ab"]
+    labels_HW, predictions_HW = (np.asarray(each, dtype=np.uint8) for each in maps)
+    labels_HW[rng.random(labels_HW.shape) < 0.05] = IGNORE_INDEX
+    counts = BoundaryCounts.zero(num_classes, BoundaryConfig(trimap_px=(2, 5)))
+    counts.update(labels_HW, predictions_HW)
+    distance_HW = border_distances(labels_HW)
+    for band, (above, width) in enumerate([(0, 2), (2, 5)]):
+        inside_HW = (distance_HW > above) & (distance_HW <= width)
+        expected_CC = confusion_matrix(labels_HW[inside_HW], predictions_HW[inside_HW], num_classes=num_classes)
+        assert np.array_equal(counts.bands_BCC[band], expected_CC)
