@@ -89,14 +89,13 @@ def plain_jpeg_pixels(data: bytes, *, height: int, width: int) -> NDArray[np.uin
             the frequencies that do not fit.
 
     Returns:
-        (height, width, 3) RGB; None for what libjpeg does not read without a warning.
+        (height, width, 3) RGB; None for what libjpeg does not read without a warning, or finds of another size.
     """
     try:
         pixels_HW3 = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, strict=True)
     except ValueError:
         return None
-    assert pixels_HW3.shape == (height, width, 3)
-    return cast("NDArray[np.uint8]", pixels_HW3)
+    return cast("NDArray[np.uint8]", pixels_HW3) if pixels_HW3.shape == (height, width, 3) else None
 
 
 def _is_the_same(image: JpegImagePlugin.JpegImageFile, file: BinaryIO, end: int) -> bool:
