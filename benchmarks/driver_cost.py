@@ -21,7 +21,7 @@ from random_models import write_random_model
 from pipelines import storage
 from pipelines.datasets.scenes import CLASSES, draw_scene
 from pipelines.demo_images import jpeg
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from segcore.models import ENetConfig
 
 ROOT = Path(__file__).resolve().parent.parent

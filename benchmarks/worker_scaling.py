@@ -22,7 +22,7 @@ from pipelines.datasets.folder import FolderConfig
 from pipelines.datasets.scenes import CLASSES, draw_scene
 from pipelines.demo_images import jpeg
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from pipelines.prepare import PrepareConfig, prepare
 
 TARGET = 1.7

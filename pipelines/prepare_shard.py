@@ -21,7 +21,8 @@ from pipelines import storage
 from pipelines.datasets.listing import ClassifiedImage, ClassTable, Cut, Entry, MappedImage, PreparedImage, Sample
 from pipelines.fault_points import fault_point
 from pipelines.intake.formats import ImageError, is_plain_gray_png
-from pipelines.intake.images import DecodedImage, decode_image, decode_labels, encode_labels_png
+from pipelines.intake.images import DecodedImage, decode_image
+from pipelines.intake.labels import decode_labels, encode_labels_png
 from pipelines.intake.levels import channel_sums, label_counts
 from pipelines.shards import FORMAT_VERSION, SCHEMAS, TRAINING_COLUMNS, parquet_bytes, parse_part, part_path
 from pipelines.store_errors import StoreUnavailableError

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipelines.comparison.runs import ComparedRun
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.label_pcas import LabelPCAFolder, load_label_pca
 from pipelines.progress import progress
 from pipelines.shards import PreparedDataset, spread_rows

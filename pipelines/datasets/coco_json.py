@@ -35,7 +35,7 @@ from pipelines.datasets.coco_files import CocoFile, CocoImage, read_coco_file
 from pipelines.datasets.files import check_val_fraction, hash_splits
 from pipelines.datasets.listing import ClassTable, DatasetListing, Sample, Unpaired, default_palette
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from segcore import IGNORE_INDEX
 from segcore.coco_polygons import MIN_COORDINATES, polygon_spans
 from segcore.coco_runs import Spans, counts_to_spans, paint_spans, spans_area, union_of_spans, unpack_counts

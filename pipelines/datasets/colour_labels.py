@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipelines.datasets.files import read_files
 from pipelines.datasets.listing import MAX_CLASSES, Sample
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_label_colours, encode_labels_png
+from pipelines.intake.labels import decode_label_colours, encode_labels_png
 from segcore import IGNORE_INDEX
 
 Colour = tuple[int, int, int]

@@ -31,7 +31,8 @@ from pipelines import manifests, storage
 from pipelines.datasets.class_folders import SPLITS, ClassFoldersConfig
 from pipelines.datasets.class_folders import list_samples as list_class_folders
 from pipelines.datasets.listing import ClassificationListing
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.shards import Part, PreparedDataset, open_dataset, read_part
 from segcore import IGNORE_INDEX
 

@@ -32,7 +32,7 @@ from PIL import Image
 
 from pipelines import storage
 from pipelines.datasets.listing import ClassTable, Crop, CropListing, PreparedImage
-from pipelines.intake.images import decode_labels, encode_labels_png
+from pipelines.intake.labels import decode_labels, encode_labels_png
 from pipelines.shards import Part, PreparedDataset, open_dataset, read_part
 from segcore import IGNORE_INDEX
 from segcore.proposals import Box, Boxes, ProposalConfig, box_ious, enlarge_box, propose

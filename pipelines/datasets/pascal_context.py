@@ -37,7 +37,7 @@ from pipelines.datasets.mat_files import SUFFIX, read_label_map
 from pipelines.datasets.pairing import SplitFiles, find_folder, list_layer, pair
 from pipelines.datasets.voc import BLACK, read_image_sets
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 
 NUMBER_OF_NAME: dict[str, int] = {
     "aeroplane": 2, "bicycle": 23, "bird": 25, "boat": 31, "bottle": 34, "bus": 45, "car": 59, "cat": 65, "chair": 72,

@@ -40,7 +40,7 @@ from pipelines.datasets.scene_objects import (
     sign,
     tree,
 )
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from segcore import IGNORE_INDEX
 
 CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (

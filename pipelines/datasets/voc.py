@@ -29,7 +29,7 @@ from pipelines.datasets.listing import ClassTable, DatasetListing, Sample, defau
 from pipelines.datasets.mat_files import SUFFIX, read_label_map
 from pipelines.datasets.pairing import Layer, SplitFiles, find_folder, list_layer, pair, read_id_list
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from pipelines.datasets.listing import ClassTable, Sample
 from pipelines.health.facts import Read
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.pictures import WRONG_COLOUR, Panel, Pixels, colourise, fit_width, jpeg_bytes, shrink_mask, strip
 from segcore import IGNORE_INDEX
 

@@ -16,7 +16,8 @@ from pipelines.datasets.listing import ClassTable, Sample
 from pipelines.health.hashing import perceptual_hash, shrunk, thumbnail
 from pipelines.health.pair_faults import Fault, label_fault, orientation_fault, size_fault, value_fault
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import DecodedImage, decode_image, decode_labels, reduction_to
+from pipelines.intake.images import DecodedImage, decode_image, reduction_to
+from pipelines.intake.labels import decode_labels
 from pipelines.intake.levels import label_counts, level_counts
 from pipelines.store_errors import StoreUnavailableError
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipelines.datasets.listing import ClassTable
 from pipelines.intake.formats import ImageError, image_format
-from pipelines.intake.images import MAX_PIXELS, TURNS, DecodedImage, decode_image, open_header
+from pipelines.intake.headers import MAX_PIXELS, open_header
+from pipelines.intake.images import TURNS, DecodedImage, decode_image
 from pipelines.pictures import class_boundaries
 
 LOSSY = ("JPEG", "WEBP")

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from pipelines.datasets.listing import ClassTable, Sample
 from pipelines.health.facts import Read
 from pipelines.health.survey import TRAIN, Survey
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from segcore.label_blocks import BlockStatistics
 from segcore.label_krylov import EXTRA_COLUMNS, coarse_factor, coarse_labels, solve_large
 from segcore.label_pca import LabelPCA

@@ -25,7 +25,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from pipelines.intake.colours import notes_of_parts, to_rgb
 from pipelines.intake.formats import ImageError, sniff, webp_size
-from pipelines.intake.images import (
+from pipelines.intake.headers import (
     MAX_BYTES,
     MAX_PIXELS,
     check_png,

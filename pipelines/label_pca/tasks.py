@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from pipelines.cluster import TASK_RETRIES
 from pipelines.fault_points import fault_point
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.shards import Part, PreparedDataset, read_part
 from segcore.label_blocks import BlockStatistics
 from segcore.label_code import LabelCode

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import MAX_BYTES
+from pipelines.intake.headers import MAX_BYTES
 from pipelines.intake.sources import Source, SourceError
 from pipelines.intake.windows import ImageWindows, num_pixels, open_windows, return_free_memory
 from pipelines.night_report.drift import mean_brightness

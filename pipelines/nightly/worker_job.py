@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 from pipelines.ensembles import MemberModel
-from pipelines.intake.images import MAX_PIXELS
+from pipelines.intake.headers import MAX_PIXELS
 from pipelines.tables.runs import RunSettings, ShardCommit
 from segcore.tile_grid import TilingConfig
 from segcore.tiling import why_not_tiled

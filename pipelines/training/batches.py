@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part
 from pipelines.training.position import ROW, images_before
 from pipelines.training.visits import REPEAT

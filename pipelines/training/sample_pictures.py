@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from pipelines.checkpoints import ModelBundle
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.pictures import Panel, Pixels, classes_in, colourise, png_bytes, strip, with_legend
 from pipelines.serving import ServedModel
 from pipelines.shards import TRAINING_COLUMNS, PreparedDataset, read_part

@@ -22,7 +22,7 @@ from pipelines.export import (
     export,
     file_names,
 )
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.maintain import MaintainConfig, maintain
 from tests.pipelines.night_tables import CLASS_NAMES, PALETTE, Mask, blocky_masks, publish_night
 

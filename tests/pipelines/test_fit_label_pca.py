@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import storage
 from pipelines.fit_label_pca import FitLabelPCAConfig, fit_label_pca
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.label_pca.fitting import FitSettings
 from pipelines.label_pca.tasks import (
     add_arrays,

@@ -16,7 +16,8 @@ from pipelines import storage
 from pipelines.datasets.files import read_files
 from pipelines.datasets.folder import FolderConfig, list_samples
 from pipelines.datasets.listing import ClassTable
-from pipelines.intake.images import decode_image, decode_labels, encode_labels_png
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels, encode_labels_png
 from pipelines.prepare_shard import Shard, ShardJob, Statistics, prepare_shard, segmentation_rows
 from pipelines.shards import SHARD_SCHEMA, parse_part
 from segcore import IGNORE_INDEX

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipelines import tracking
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
 from pipelines.cluster import SUBMITTED_JOB
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from pipelines.manifests import read_manifest
 from pipelines.serving import ServedModel
 from segcore.models import DeepLabV3PlusConfig, build_model

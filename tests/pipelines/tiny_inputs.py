@@ -9,7 +9,7 @@ from torch import nn
 
 from pipelines import storage
 from pipelines.checkpoints import InputPolicy, ModelCard, save_model
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from pipelines.label_pcas import LabelPCAFolder, save_label_pca
 from pipelines.manifests import write_manifest
 from pipelines.pictures import png_bytes

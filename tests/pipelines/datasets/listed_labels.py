@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets import DatasetListing
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 
 
 def stored_values(listing: DatasetListing, image_id: str) -> NDArray[np.uint8] | NDArray[np.uint16]:

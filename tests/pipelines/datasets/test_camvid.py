@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.datasets.camvid import CamVidConfig, list_samples
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from tests.data.camvid.make import PREFIX, make_camvid
 
 

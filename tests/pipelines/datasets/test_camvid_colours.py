@@ -9,7 +9,8 @@ from PIL import Image
 from pipelines.datasets import camvid
 from pipelines.datasets.camvid_colours import CLASSES, CamVidColoursConfig, list_samples
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from tests.data.camvid_colours.make import COLOURS, FRAMES, make_camvid_colours
 from tests.pipelines.datasets.listed_labels import lines_digest
 

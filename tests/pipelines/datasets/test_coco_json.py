@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 from pipelines.datasets.coco_json import CocoJsonConfig, DrawnSample, draw, list_samples
 from pipelines.datasets.listing import DatasetListing, Sample
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from tests.data.coco_json.make import HEIGHT, WIDTH, make_coco, polygon_box
 
 BACKGROUND, PERSON, DOG, BRUSH = 0, 1, 2, 3

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.datasets.colour_labels import ColourTable, colour_label_png, colour_values
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_label_colours, decode_labels
+from pipelines.intake.labels import decode_label_colours, decode_labels
 from segcore import IGNORE_INDEX
 
 TABLE = ColourTable((((0, 0, 0), IGNORE_INDEX), ((255, 0, 1), 0), ((1, 0, 255), 1), ((1, 0, 254), 1)))

@@ -14,7 +14,7 @@ from pipelines.datasets.camvid import CamVidConfig
 from pipelines.datasets.camvid import list_samples as list_camvid
 from pipelines.datasets.colour_labels import ColourTable, colour_values
 from pipelines.datasets.folder import FolderConfig, list_samples
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.prepare_shard import Shard, ShardJob, prepare_shard, segmentation_rows
 from tests.data.folder.make import COLOUR_CLASSES, COLOURS, make_folder
 

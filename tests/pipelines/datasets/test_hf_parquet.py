@@ -14,7 +14,8 @@ import pytest
 from pipelines.datasets import hf_parquet
 from pipelines.datasets.hf_parquet import HfParquetConfig, list_samples, row_group_of
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.prepare import PrepareConfig, cut_into_shards
 from tests.data.folder.make import COLOUR_CLASSES
 from tests.data.hf_parquet.make import FILE, encoded, make_hf_parquet

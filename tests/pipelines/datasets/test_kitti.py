@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.datasets.cityscapes_labels import LABELS, NOT_TRAINED, TRAINED, label_id_table
 from pipelines.datasets.kitti import KITTIConfig, list_samples
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from tests.data.kitti.make import make_kitti
 from tests.pipelines.datasets.listed_labels import lines_digest
 

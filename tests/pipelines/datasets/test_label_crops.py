@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pipelines.datasets.label_crops import LabelCropsConfig, list_samples, windows_of
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.shards import open_dataset, spread_rows
 from segcore import IGNORE_INDEX

@@ -17,7 +17,7 @@ from pipelines.datasets.hf_parquet import HfParquetConfig
 from pipelines.datasets.kitti import KITTIConfig
 from pipelines.datasets.listing import DatasetListing
 from pipelines.datasets.mapillary import MapillaryConfig
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.object_store import ObjectStore
 from pipelines.prepare_shard import Shard, ShardJob, prepare_shard, segmentation_rows
 from pipelines.shards import parse_part, part_path

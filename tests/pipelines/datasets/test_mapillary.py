@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.datasets.mapillary import MapillaryConfig, list_samples
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from tests.data.mapillary.make import LABELS, make_mapillary
 
 

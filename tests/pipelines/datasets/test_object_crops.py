@@ -23,7 +23,8 @@ from pipelines.datasets.object_crops import (
     list_samples,
     object_regions,
 )
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from pipelines.manifests import MANIFEST, read_manifest
 from pipelines.prepare import PrepareConfig, prepare
 from pipelines.prepare_shard import Shard, ShardJob, crop_rows, prepare_shard

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipelines.datasets.scenes import CLASSES, ScenesConfig, draw_scene, list_samples
-from pipelines.intake.images import decode_image, decode_labels
+from pipelines.intake.images import decode_image
+from pipelines.intake.labels import decode_labels
 from segcore import IGNORE_INDEX
 from segcore.metrics import confusion_matrix, scores
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipelines.datasets.voc import CLASSES, VOCConfig, list_samples
-from pipelines.intake.images import decode_labels
+from pipelines.intake.labels import decode_labels
 from pipelines.prepare_shard import Shard, ShardJob, prepare_shard, segmentation_rows
 from tests.data.voc.make import TRAIN, VAL, colour_map, make_voc, sbd_structure, write_lists
 from tests.pipelines.datasets.listed_labels import class_indices, ids_of, stored_values

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from pipelines.datasets.folder import FolderConfig
 from pipelines.datasets.scenes import CLASSES, draw_scene
-from pipelines.intake.images import encode_labels_png
+from pipelines.intake.labels import encode_labels_png
 from segcore import IGNORE_INDEX
 
 Pixels = NDArray[np.uint8]

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import decode_image, decode_labels, encode_labels_png, reduction_to
+from pipelines.intake.images import decode_image, reduction_to
 from pipelines.intake.jpeg_files import plain_jpeg_size
+from pipelines.intake.labels import decode_labels, encode_labels_png
 from tests.pipelines.zoo.writers import encoded, picture, png_of_rows, turned_for, with_right_checksums
 
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF")

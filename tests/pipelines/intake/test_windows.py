@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from pipelines.intake import images, jpeg_files, tiff_pieces, windows
+from pipelines.intake import headers, images, jpeg_files, tiff_pieces, windows
 from pipelines.intake.formats import ImageError, PixelBudgetError, sniff
 from pipelines.intake.images import decode_image
 from pipelines.intake.sources import Source, SourceError
@@ -247,7 +247,7 @@ def test_memory_for_decoding_at_once_is_budgeted_before() -> None:
         "16-bit PNG": (encoded(Image.fromarray(noise(channels=1, bits=16)[..., 0]), "PNG"), 2.0),
     }
     for name, (data, expected) in per_pixel.items():
-        image = images.open_header(sniff(data), io.BytesIO(data), max_pixels=BUDGET)
+        image = headers.open_header(sniff(data), io.BytesIO(data), max_pixels=BUDGET)
         assert decoded_bytes(image) == expected * HEIGHT * WIDTH, name
     with pytest.raises(ImageError, match="takes 38844 bytes, over the budget of 38843; save it as a TIFF with tiles"):
         open_windows(Source(data=per_pixel["JPEG"][0]), max_pixels=BUDGET, max_decoded_bytes=4 * HEIGHT * WIDTH - 1)

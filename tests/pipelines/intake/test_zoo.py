@@ -9,7 +9,8 @@ import pytest
 
 from pipelines import storage
 from pipelines.intake.formats import ImageError
-from pipelines.intake.images import MAX_PIXELS, decode_image
+from pipelines.intake.headers import MAX_PIXELS
+from pipelines.intake.images import decode_image
 from pipelines.intake.sources import Source
 from pipelines.intake.windows import open_windows
 from pipelines.nightly.config import SegmentConfig
@@ -21,7 +22,7 @@ from tests.pipelines.zoo.specimen import Specimen
 SPECIMENS = {each.name: each for each in specimens()}
 
 pytestmark = [
-    # pipelines.intake.images ignores these at import, but pytest installs its own filters for every test.
+    # pipelines.intake.headers ignores these at import, but pytest installs its own filters for every test.
     pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"),
     # Ray 2.60 reads its own deprecated settings when a DataContext is copied; goes when Ray drops them.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
