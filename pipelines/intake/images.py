@@ -2,8 +2,8 @@
 
 Pillow decodes (Pillow 13 survived files that end a process in torchvision's PNG decoder), and what is plain and
 frequent simplejpeg (JPEGs in colour) and kornia-rs (label PNGs), after `intake.headers` has looked at the file's first
-bytes and at the size that it promises. Whatever is wrong with a file, `ImageError` comes out, with the stage that refused
-it. Policy, each step of which leaves a line in `notes`:
+bytes and at the size that it promises. Whatever is wrong with a file, `ImageError` comes out, with the stage that
+refused it. Policy, each step of which leaves a line in `notes`:
 
 | found | done |
 |---|---|
