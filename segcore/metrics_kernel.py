@@ -121,14 +121,11 @@ def count_near_borders(
         if not _cells(labels_HW[row], predictions_HW[row], place_W, num_places, num_classes, cells_W):
             return False
         _count(cells_W, counts_2K)
-    cell = 0
-    for place in range(num_places):
-        for truth in range(num_classes):
-            for guess in range(num_classes):
-                count = np.int64(counts_2K[0, cell]) + counts_2K[1, cell]
-                cell += 1
-                if count:
-                    _add_cell(count, place, truth, guess, boundary_3C, bands_BCC)
+    for cell in range(num_places * num_classes**2):
+        count = np.int64(counts_2K[0, cell]) + counts_2K[1, cell]
+        if count:
+            place, pair = divmod(cell, num_classes**2)
+            _add_cell(count, place, pair // num_classes, pair % num_classes, boundary_3C, bands_BCC)
     return True
 
 

@@ -55,7 +55,6 @@ _HEAD_BYTES = 64
 
 # Pillow warns about broken EXIF on stderr, once per process; here it becomes a note. Large images have our own budget.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
